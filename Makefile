@@ -1,0 +1,91 @@
+# Every target that needs it sets the project up first: `make demo` or `make test` is all a fresh machine is asked.
+#
+#   make test PYTHON=python3.12     another interpreter (3.10 or newer) for the environment
+#   make test PY=python3            no environment: an interpreter that already holds everything
+#   make test ARGS='-k budgets -x'  more arguments for pytest, or for `kvcompress demo`
+#   make test WORKERS=0             in one process; the default is one per processor, at most four
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+WORKERS ?= logical
+BENCH_JSON ?= bench/results/pytest-benchmark.json
+
+PACKAGES = kernels kvcompress analysis bench
+GUARDS = tests/test_layout.py tests/test_imports.py tests/test_house.py
+
+ifeq ($(origin PY),command line)
+READY =
+KVCOMPRESS = $(PY) -c 'from kvcompress.cli import main; main()'
+else
+PY = $(VENV)/bin/python
+READY = $(VENV)/.ready
+KVCOMPRESS = $(VENV)/bin/kvcompress
+endif
+
+# Parallel runs spread the tests over processes; conftest.py gives each worker one torch thread and puts all the
+# tests marked gpu into one worker. The benchmark plug-in cannot time anything there, so it is off.
+PYTEST = $(PY) -m pytest
+PARALLEL = -n $(WORKERS) --maxprocesses=4 --dist loadgroup --benchmark-disable
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test fmt lint types aot bench build clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY)  ## run the whole engine on the bundled model, on whatever this machine has
+	$(KVCOMPRESS) demo $(ARGS)
+
+# The interpreter of Triton has to be chosen before Triton is imported, hence two processes. The main suite comes
+# last, so that its summary closes the output; both always run, and either one failing fails the target.
+test: $(READY)  ## run all the tests; those marked gpu run where there is a CUDA device
+	@status=0; \
+	echo "== tests of the kernels in Triton's interpreter (CPU)"; \
+	TRITON_INTERPRET=1 $(PYTEST) -m "interpret and not gpu" -q $(PARALLEL) $(ARGS) || status=$$?; \
+	if [ $$status -eq 5 ]; then echo "no tests are marked interpret: nothing was run here"; status=0; fi; \
+	echo "== main suite"; \
+	$(PYTEST) -m "not interpret" $(PARALLEL) $(ARGS) || exit $$?; \
+	if [ $$status -ne 0 ]; then echo "the interpreted kernel tests above failed (pytest exit $$status)"; fi; \
+	exit $$status
+
+fmt: $(READY)  ## format the code and apply the safe fixes
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+lint: $(READY)  ## check style and format, and run the guards of the layout
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PYTEST) -q -m "not slow" $(GUARDS)
+
+types: $(READY)  ## check the types (mypy, strict)
+	$(PY) -m mypy
+
+aot: $(READY)  ## compile every kernel for the supported GPUs; needs no GPU
+	$(PY) -m kvcompress.kernels.aot $(ARGS)
+
+bench: $(READY)  ## run the benchmarks and write their JSON to bench/results
+	@mkdir -p $(dir $(BENCH_JSON))
+	$(PYTEST) bench --benchmark-only --benchmark-json=$(BENCH_JSON) $(ARGS)
+
+build: $(READY)  ## build the source archive and the wheel into dist
+	rm -rf build dist *.egg-info
+	$(PY) -m build --no-isolation
+
+clean:  ## remove caches and build outputs; the environment stays
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find $(PACKAGES) tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# A second run starts at once: the stamp is only older than these two files when one of them has changed. The build
+# back end is installed first, so that no isolated build fetches another version of it than the pinned one.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is missing or older than 3.10; choose another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || \
+	  $(VENV)/bin/python -m ensurepip >/dev/null 2>&1 || rm -rf $(VENV)
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "hint: $(PYTHON) has no working venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@

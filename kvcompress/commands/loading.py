@@ -1,0 +1,203 @@
+"""Loads the model and tokenizer that a command names, and says in one line why where that fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from kvcompress.commands.failures import CommandError, first_line
+
+EMBEDDED = "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a model runs.
+
+    Attributes:
+        device: the device.
+        dtype: dtype of its weights; None: the model's own.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    Attributes:
+        name: what the user called it.
+        model: the model, in evaluation mode, on its device.
+        tokenizer: its tokenizer.
+        warnings: what the user should know about it.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Any
+    warnings: tuple[str, ...]
+
+
+def choose_place(device: str, dtype: str) -> Place:
+    """Turns the options ``--device`` and ``--dtype`` into what torch understands.
+
+    Raises:
+        CommandError: unknown, or not on this machine.
+    """
+    name = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise CommandError(f"--device must be auto, cpu, cuda or cuda:N; got {device!r}") from None
+    _check_device(chosen)
+    if dtype == "auto":
+        return Place(device=chosen, dtype=torch.float32 if chosen.type == "cpu" else None)
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype must be one of auto, {', '.join(DTYPES)}; got {dtype!r}")
+    return Place(device=chosen, dtype=DTYPES[dtype])
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = f"this machine has {count}" if count else "torch sees none here"
+            raise CommandError(
+                f"--device {device} needs that CUDA device; {there}. Use --device auto or cpu."
+            )
+        return
+    try:
+        torch.empty(1, device=device)
+        usable = device.type != "meta"
+    except (RuntimeError, NotImplementedError, AssertionError):
+        usable = False
+    if not usable:
+        raise CommandError(
+            f"--device must be one that this machine has; got {device}. Use --device auto or cpu."
+        )
+
+
+def load_model(name: str | None, place: Place) -> LoadedModel:
+    """Loads a decoder and its tokenizer. Only safetensors are read, and no code of a model is run.
+
+    Args:
+        name: a folder, an id on the hub, or None for the embedded model.
+        place: where it shall run.
+
+    Raises:
+        CommandError: it cannot be found, read or compressed.
+    """
+    transformers_logging.set_verbosity_error()  # what it would say is said here, in one line
+    transformers_logging.disable_progress_bar()
+    source = _source(name)
+    _check_config(source, name or EMBEDDED)
+    try:
+        auto: Any = AutoModelForCausalLM  # typed for a call that returns the model alone
+        model, info = auto.from_pretrained(
+            source,
+            dtype="auto" if place.dtype is None else place.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # a damaged file can raise anything
+        raise _cannot_load(source, error) from error
+    missing = sorted(info.get("missing_keys", ()))
+    return LoadedModel(
+        name=name or EMBEDDED,
+        model=model.to(place.device).eval(),
+        tokenizer=tokenizer,
+        warnings=_missing_weights(missing),
+    )
+
+
+def _source(name: str | None) -> str:
+    """The folder or hub id to load from."""
+    if name is None:
+        from kvcompress.bench.testbed.location import MODEL_DIR
+
+        if not (MODEL_DIR / "model.safetensors").is_file():
+            raise CommandError(
+                f"the embedded model should be in {MODEL_DIR}; it is not in this copy of the package. "
+                "Install it whole, or give --model."
+            )
+        return str(MODEL_DIR)
+    if not name.strip():
+        raise CommandError("--model must be a folder with config.json, or a hub id; got nothing.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CommandError(
+                f"--model must be a folder with config.json, as save_pretrained writes it; {name!r} has none."
+            )
+        return str(path)
+    if path.exists():
+        raise CommandError(f"--model must be a folder or a hub id; got the file {name!r}. Give its folder.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise CommandError(f"--model must be a folder with config.json, or a hub id; there is no {name!r}.")
+    return name
+
+
+def _check_config(source: str, name: str) -> None:
+    """Looks at the config alone, so that nothing is downloaded in vain."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot_load(source, error) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise CommandError(
+            f"--model must be a decoder; got {name!r}, an encoder-decoder model ({config.model_type}). "
+            "Give a model that only decodes, such as Llama or Qwen."
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CommandError(
+            f"--model must be a decoder that generates text; got {name!r}, a {config.model_type} model, "
+            "which AutoModelForCausalLM does not load. Give a model such as Llama or Qwen."
+        )
+
+
+def _cannot_load(source: str, error: Exception) -> CommandError:
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return CommandError(
+            f"--model {source!r} brings code of its own, which is never run. Give another model."
+        )
+    if Path(source).is_dir():
+        if not any(Path(source).glob("*.safetensors")):
+            return CommandError(
+                f"--model {source!r} must hold its weights as safetensors (others can run code and are never "
+                "read); it has none. Convert it: load it where you trust it, then save_pretrained(folder)."
+            )
+        return CommandError(
+            f"--model {source!r} cannot be loaded; its files are damaged or incomplete: "
+            f"{type(error).__name__}: {first_line(error)}"
+        )
+    return CommandError(
+        f"--model must be a folder with config.json or the id of a model on the Hugging Face hub; {source!r} "
+        f"is no folder, and the hub gave no such model with safetensors: {first_line(error)} Check the "
+        "spelling, the network, and your login where the model is gated."
+    )
+
+
+def _missing_weights(missing: list[str]) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    return (
+        f"{len(missing)} weights are not in the model's files and were drawn at random (e.g. {missing[0]}): "
+        "its text will mean nothing. Is this a checkpoint of a language model?",
+    )

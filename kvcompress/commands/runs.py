@@ -1,0 +1,164 @@
+"""One run of a model with a cache, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+from transformers.cache_utils import Cache, DynamicCache
+
+from kvcompress.commands.loading import LoadedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: most tokens to generate.
+        temperature: 0: the likeliest token.
+        seed: seed of sampling.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run gave.
+
+    Attributes:
+        ids: the tokens generated.
+        text: their text.
+        ended: whether the model ended the text itself.
+        first_seconds: from the start to the first token.
+        decode_seconds: from the first token to the last.
+    """
+
+    ids: list[int]
+    text: str
+    ended: bool
+    first_seconds: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of decoding, without the first token; None where there was no second one."""
+        steps = len(self.ids) - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+
+
+@dataclass(slots=True)
+class _Clock:
+    start: float = 0.0
+    ticks: list[float] = field(default_factory=list)
+
+
+class _Stream(TextStreamer):
+    """Notes when each token came, and hands its text on."""
+
+    def __init__(self, tokenizer: Any, clock: _Clock, write: Callable[[str], object] | None) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._clock, self._write = clock, write
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then a token a time; they are on the CPU: the device has computed them."""
+        if not self.next_tokens_are_prompt:
+            self._clock.ticks.append(time.perf_counter())
+        if self._write is not None:
+            TextStreamer.put(self, value)
+        self.next_tokens_are_prompt = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hands finished words on."""
+        if self._write is not None and text:
+            self._write(text)
+
+
+def run_model(
+    loaded: LoadedModel,
+    prompt_ids: torch.Tensor,
+    cache: Cache,
+    settings: Settings,
+    write: Callable[[str], object] | None = None,
+) -> Run:
+    """Generates with a cache.
+
+    Args:
+        loaded: the model.
+        prompt_ids: int64 ``[1, tokens]``, on the model's device.
+        cache: an empty cache; it holds the conversation afterwards.
+        settings: how tokens are chosen.
+        write: takes the text as it comes.
+
+    Returns:
+        The tokens and how long they took.
+    """
+    model: Any = loaded.model
+    config = model.generation_config
+    config.cache_implementation = None  # a cache is given
+    ends = _token_ids(config.eos_token_id)
+    choice: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        choice = {"do_sample": True, "temperature": settings.temperature}
+    padding = config.pad_token_id
+    if padding is None:
+        padding = ends[0] if ends else 0
+    torch.manual_seed(settings.seed)
+    clock = _Clock(start=time.perf_counter())
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
+            past_key_values=cache,
+            max_new_tokens=settings.max_new_tokens,
+            num_beams=1,
+            pad_token_id=padding,
+            streamer=_Stream(loaded.tokenizer, clock, write),
+            **choice,
+        )
+    ids = output[0, prompt_ids.shape[1] :].tolist()
+    return Run(
+        ids=ids,
+        text=loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        ended=ids[-1] in ends,
+        first_seconds=clock.ticks[0] - clock.start,
+        decode_seconds=clock.ticks[-1] - clock.ticks[0],
+    )
+
+
+def warm_up(loaded: LoadedModel, prompt_ids: torch.Tensor, cache: Cache) -> None:
+    """Runs two steps, so that what happens once in a process (kernels compiled, pools started) is not timed.
+
+    On a GPU the whole prompt is taken: kernels are compiled for its size.
+    """
+    part = prompt_ids if prompt_ids.is_cuda else prompt_ids[:, -64:]
+    run_model(loaded, part, cache, Settings(max_new_tokens=3))
+
+
+def full_cache(loaded: LoadedModel) -> DynamicCache:
+    """An empty cache of transformers that keeps everything."""
+    return DynamicCache(config=loaded.model.config)
+
+
+def full_cache_bytes(cache: DynamicCache) -> int:
+    """Bytes of the keys and values that such a cache holds."""
+    tensors = [
+        tensor
+        for layer in cache.layers
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if isinstance(tensor, torch.Tensor)
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _token_ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

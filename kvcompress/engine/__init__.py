@@ -1,0 +1,1 @@
+"""The engine: score, allocate, select, compact, attend, update."""

@@ -1,0 +1,149 @@
+"""The attention function that transformers calls, and the base implementation that it stands on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kvcompress.errors import CacheStateError, UnsupportedModelError
+from kvcompress.kernels.window_scores.reference import AttentionSpec
+
+if TYPE_CHECKING:
+    from kvcompress.engine.cache import CompressedCache
+    from kvcompress.engine.layer import CompressedLayer
+
+_TAG = "_kvcompress"  # attribute of the key VIEW that CompressedCache.update returns; never of a stored tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One call of a layer's attention, as transformers made it.
+
+    Attributes:
+        base: name of the base implementation.
+        module: the attention module.
+        query: ``[batch, query_heads, queries, head_dim]``, rotary embedding and norms applied.
+        key: ``[batch, kv_heads, queries, head_dim]``, the new block alone.
+        value: ``[batch, kv_heads, queries, value_dim]``.
+        mask: whatever the base's mask function made for the new block.
+        options: the remaining keyword arguments.
+    """
+
+    base: str
+    module: torch.nn.Module
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: Any
+    options: dict[str, Any]
+
+    def spec(self, sliding_window: int | None) -> AttentionSpec:
+        """What this attention does to its logits."""
+        scaling = self.options.get("scaling")
+        sinks = self.options.get("s_aux")
+        return AttentionSpec(
+            scaling=self.query.shape[-1] ** -0.5 if scaling is None else scaling,
+            softcap=self.options.get("softcap"),
+            sinks=getattr(self.module, "sinks", None) if sinks is None else sinks,
+            sliding_window=sliding_window,
+        )
+
+    def run_base(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The base implementation on the new block alone."""
+        return _run_base(
+            self.base, self.module, self.query, self.key, self.value, self.mask, **self.options
+        )
+
+
+def attention_forward(
+    base: str,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention over a compressed layer where the key carries the engine's tag, else the base, untouched.
+
+    Args:
+        base: name of the base implementation.
+        module: the attention module.
+        query: ``[batch, query_heads, queries, head_dim]``.
+        key: ``[batch, kv_heads, tokens, head_dim]``.
+        value: ``[batch, kv_heads, tokens, value_dim]``.
+        attention_mask: as the base's mask function made it.
+        **kwargs: as for any attention function of transformers.
+
+    Returns:
+        ``(output [batch, queries, query_heads, value_dim], weights or None)``.
+    """
+    tag: tuple[CompressedCache, CompressedLayer] | None = getattr(key, _TAG, None)
+    if tag is None:  # another cache, a layer that is not compressed, or an encoder
+        return _run_base(base, module, query, key, value, attention_mask, **kwargs)
+    cache, layer = tag
+    if module.training:
+        raise CacheStateError(
+            "a compressed cache works for inference only, and this model is in training mode. Call model.eval() first."
+        )
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} adds a position bias to its attention, which compression does not support. Use "
+            "DynamicCache for this model."
+        )
+    call = AttentionCall(base, module, query, key, value, attention_mask, kwargs)
+    return cache.attend(layer, call)
+
+
+def tag_key(key: torch.Tensor, cache: CompressedCache, layer: CompressedLayer) -> torch.Tensor:
+    """A view of ``key`` that leads the attention function to its cache. The view dies with the call."""
+    view = key.view(key.shape)
+    setattr(view, _TAG, (cache, layer))
+    return view
+
+
+def _run_base(
+    base: str, module: torch.nn.Module, *tensors: Any, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if base == "eager":
+        function = _eager_forward(module)
+    else:
+        function = ALL_ATTENTION_FUNCTIONS[base]
+    target: Any = _FlashModule(module, base) if "flash" in base else module
+    output: tuple[torch.Tensor, torch.Tensor | None] = function(target, *tensors, **kwargs)
+    return output
+
+
+def _eager_forward(module: torch.nn.Module) -> Any:
+    """The eager attention of the file that defines the module: it knows the model's softcap and sinks."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise CacheStateError(f"no eager_attention_forward beside {type(module).__name__}; set attn_implementation='sdpa'")
+
+
+class _FlashModule:
+    """The module as flash attention must see it: its config names the base implementation."""
+
+    def __init__(self, module: torch.nn.Module, base: str) -> None:
+        self._module = module
+        self.config = _Overlay(module.config, _attn_implementation=base)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _Overlay:
+    """An object with some attributes replaced."""
+
+    def __init__(self, target: Any, **replaced: Any) -> None:
+        self.__dict__.update(replaced)
+        self.__dict__["_target"] = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_target"], name)

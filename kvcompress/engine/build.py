@@ -1,0 +1,72 @@
+"""Builds the layers of a cache from a model's config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from kvcompress.engine.attach import text_config
+from kvcompress.engine.layer import CompressedLayer
+from kvcompress.errors import UnsupportedModelError
+
+
+def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, static: bool) -> list[Any]:
+    """One layer per layer of the model: compressed where it attends to everything, else transformers' own.
+
+    Args:
+        model: the model.
+        compress_sliding: whether sliding-window layers are compressed too; None: only where there are no others. Layers
+            that attend within chunks never are.
+        static: see :class:`CompressedLayer`.
+
+    Raises:
+        UnsupportedModelError: an encoder-decoder model, shared keys, or a kind of layer that cannot be compressed.
+    """
+    config = text_config(model)
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"compression supports decoders only; got the encoder-decoder model {name}. Use EncoderDecoderCache."
+        )
+    if getattr(config, "num_kv_shared_layers", None):
+        raise UnsupportedModelError(
+            f"{name} shares keys between layers (num_kv_shared_layers={config.num_kv_shared_layers}), which compression does "
+            "not support. Use DynamicCache for this model."
+        )
+    layers = list(DynamicCache(config=config).layers)
+    if len(layers) < config.num_hidden_layers:  # older transformers create plain layers only when they are needed
+        layers += [DynamicLayer() for _ in range(config.num_hidden_layers - len(layers))]
+    if compress_sliding is None:
+        compress_sliding = not any(type(layer) is DynamicLayer for layer in layers)
+    built = [
+        _build(i, layer, name, compress_sliding and not _is_chunked(config, i), static) for i, layer in enumerate(layers)
+    ]
+    if not any(isinstance(layer, CompressedLayer) for layer in built):
+        raise UnsupportedModelError(
+            f"no layer of {name} would be compressed: all are sliding-window, chunked or linear ones. Pass compress_sliding=True to "
+            "compress sliding-window layers, or use DynamicCache."
+        )
+    return built
+
+
+def _build(index: int, layer: Any, model: str, compress_sliding: bool, static: bool) -> Any:
+    if type(layer) is DynamicLayer:
+        return CompressedLayer(index, None, static)
+    if type(layer) is DynamicSlidingWindowLayer:
+        return CompressedLayer(index, layer.sliding_window, static) if compress_sliding else layer
+    if hasattr(layer, "update_recurrent_state") and not hasattr(layer, "update"):
+        return layer  # linear attention keeps a state of fixed size
+    raise UnsupportedModelError(
+        f"layer {index} of {model} keeps a {type(layer).__name__}, which compression does not support. Use DynamicCache for "
+        "this model."
+    )
+
+
+def _is_chunked(config: Any, index: int) -> bool:
+    """Whether a layer attends within chunks (Llama 4): transformers' cache layer is the sliding one, the mask is not."""
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return getattr(config, "attention_chunk_size", None) is not None
+    return bool(types[index] == "chunked_attention")

@@ -1,0 +1,290 @@
+"""The cache that plugs into ``model.generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from kvcompress.engine.allocate import Cascade
+from kvcompress.engine.attach import attach, is_attached, text_config
+from kvcompress.engine.attend import attend_token
+from kvcompress.engine.attention import AttentionCall, tag_key
+from kvcompress.engine.build import build_layers
+from kvcompress.engine.events import Observer, ascending
+from kvcompress.engine.layer import CompressedLayer, LayerStatistics
+from kvcompress.engine.prefill import prefill
+from kvcompress.engine.report import CacheReport, LayerReport
+from kvcompress.errors import CacheStateError
+from kvcompress.kernels.dispatch import resolve_backend
+from kvcompress.policies.base import Policy
+from kvcompress.policies.checks import check_whole
+
+
+class _Shared:
+    """Holds an object that copies of a cache share: copying a cache must not copy the model's config."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
+class CompressedCache(Cache):
+    """A KV cache that keeps what a policy chooses, for ``model.generate(past_key_values=cache)``.
+
+    Making one attaches the model (see :func:`kvcompress.attach`). A cache serves one batch of conversations: continue
+    them with it, or ``reset()`` it for new ones.
+
+    Args:
+        model: a decoder of transformers.
+        policy: which tokens are kept, e.g. ``SnapKV(cache_size=1024)``.
+        keep_statistics: keep every layer's token scores for :meth:`statistics` (costs memory).
+        compress_sliding: whether sliding-window layers are compressed too. None: only where the model has no other.
+        cascade_every: allocate budgets after every that many layers. More asks the device less often and holds more
+            memory during prefill; the tokens kept are the same.
+        static: fixed shapes and device-side positions while decoding, for ``torch.compile`` and CUDA graphs.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+
+    Raises:
+        UnsupportedModelError: the model has layers that cannot be compressed.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: Policy,
+        *,
+        keep_statistics: bool = False,
+        compress_sliding: bool | None = None,
+        cascade_every: int = 1,
+        static: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        _check_arguments(model, policy, cascade_every, static)
+        layers = build_layers(model, compress_sliding=compress_sliding, static=static)
+        self.backend = resolve_backend(backend, model.device)
+        attach(model)
+        super().__init__(layers=layers)
+        self.policy = policy
+        self.keep_statistics = keep_statistics
+        self.cascade_every = cascade_every
+        self.compressed_layers = [layer for layer in layers if isinstance(layer, CompressedLayer)]
+        self.cascade = Cascade(policy, len(self.compressed_layers), cascade_every)
+        self.observers: list[Observer] = []
+        self._config = _Shared(text_config(model))
+        self._pending: CompressedLayer | None = None
+
+    # ---- transformers' protocol -----------------------------------------------------------------------------------
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes a layer's new keys and values; the attention function that follows stores them.
+
+        Args:
+            key_states: ``[batch, kv_heads, new tokens, head_dim]``.
+            value_states: ``[batch, kv_heads, new tokens, value_dim]``.
+            layer_idx: index of the layer.
+            *args: ignored.
+            **kwargs: ignored.
+
+        Returns:
+            For a compressed layer the new block alone, the key tagged for the engine; else what the layer returns.
+
+        Raises:
+            CacheStateError: the model was detached, or some layer was updated and never attended.
+        """
+        self._check_attended()
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer = self.layers[layer_idx]
+        if isinstance(layer, CompressedLayer):
+            self._pending = layer
+            keys = tag_key(keys, self, layer)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens SEEN, evicted ones included."""
+        length: int = super().get_seq_length(layer_idx)
+        return length
+
+    def attend(self, layer: CompressedLayer, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Called by the attention function: attends a layer's new tokens and compresses the layer."""
+        if not layer.pending:
+            raise CacheStateError(
+                f"layer {layer.layer_idx} was attended twice for one update: this model shares keys between layers, which "
+                "compression does not support. Use DynamicCache for this model."
+            )
+        layer.pending, self._pending = False, None
+        if layer is self.compressed_layers[0] and self.cascade.unfinished:
+            raise CacheStateError(
+                f"the last prefill reached {len(self.cascade.scored)} of {len(self.compressed_layers)} layers: it was "
+                "interrupted, or the model skips layers. Call cache.reset() or make a new cache; for a model that skips "
+                "layers use DynamicCache."
+            )
+        if layer.store is not None and call.query.shape[2] == 1:
+            return attend_token(self, layer, call)
+        return prefill(self, layer, call)
+
+    def _check_attended(self) -> None:
+        if not is_attached(self._config.target):
+            raise CacheStateError(
+                "the cache's model is no longer attached (detach or set_attn_implementation was called), so nothing would be "
+                "compressed. Call kvcompress.attach(model), and make a new cache if tokens were lost."
+            )
+        if self._pending is not None:
+            raise CacheStateError(
+                f"layer {self._pending.layer_idx} was updated but never attended through transformers' attention interface: the "
+                "model works on the keys between update and attention, or shares them, which compression does not support. "
+                "Use DynamicCache for this model."
+            )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes the last ``-tokens_to_remove`` tokens back.
+
+        Raises:
+            CacheStateError: tokens have been evicted, so that an earlier state cannot be restored.
+            ValueError: a positive number.
+        """
+        super().crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        """Forgets everything: the cache is as new."""
+        super().reset()
+        self._pending = None
+        self.cascade = Cascade(self.policy, len(self.compressed_layers), self.cascade_every)
+
+    # ---- observers ------------------------------------------------------------------------------------------------
+
+    def add_observer(self, observer: Observer) -> None:
+        """Lets an observer hear ``on_prefill``, ``on_evict`` and ``on_decode``."""
+        self.observers.append(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Takes an observer away."""
+        self.observers.remove(observer)
+
+    # ---- introspection --------------------------------------------------------------------------------------------
+
+    def layer(self, layer_idx: int) -> CompressedLayer:
+        """The compressed layer of an index of the model.
+
+        Raises:
+            ValueError: that layer is not compressed, or holds nothing yet.
+        """
+        layer = self.layers[layer_idx] if 0 <= layer_idx < len(self.layers) else None
+        if not isinstance(layer, CompressedLayer):
+            known = ", ".join(str(entry.layer_idx) for entry in self.compressed_layers)
+            raise ValueError(f"layer {layer_idx} is not compressed; compressed layers: {known}")
+        if layer.store is None:
+            raise ValueError(f"layer {layer_idx} holds nothing yet. Run the model with this cache first.")
+        return layer
+
+    def kept_positions(self, layer_idx: int) -> torch.Tensor:
+        """Which tokens a layer holds.
+
+        Args:
+            layer_idx: index of the layer in the model.
+
+        Returns:
+            int64 ``[batch, kv_heads, most]``: absolute positions, i.e. columns of the (padded) ``input_ids`` and of what
+            was generated; ascending, for ``CakeReference`` in storage order; -1 padded at the end of shorter rows.
+        """
+        layer = self.layer(layer_idx)
+        store = layer.store
+        if store is None:
+            raise ValueError(f"layer {layer_idx} holds nothing yet")
+        positions = store.dense(store.slots.positions, -1)
+        if not self.policy.decode_rule.storage_order:
+            return ascending(positions)
+        if layer.order is not None:
+            positions = positions.gather(-1, layer.order.order.view(*positions.shape[:2], -1))
+        most = int((positions >= 0).sum(-1).max())
+        return positions[..., :most].clone()
+
+    def statistics(self, layer_idx: int) -> LayerStatistics:
+        """What the last prefill found out about a layer.
+
+        Raises:
+            ValueError: the layer is not compressed, or holds nothing yet.
+        """
+        statistics = self.layer(layer_idx).statistics
+        if statistics is None:
+            raise ValueError(f"layer {layer_idx} holds nothing yet. Run the model with this cache first.")
+        return statistics
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the storages that the cache really holds, all layers and bookkeeping included."""
+        return sum(_layer_bytes(layer) for layer in self.layers)
+
+    def report(self) -> CacheReport:
+        """Bytes held, bytes of a full cache, and tokens kept per layer."""
+        reports = [_layer_report(layer) for layer in self.compressed_layers if layer.store is not None]
+        others = [layer for layer in self.layers if not isinstance(layer, CompressedLayer)]
+        other_bytes = sum(_layer_bytes(layer) for layer in others)
+        return CacheReport(
+            policy=self.policy.name,
+            seen=int(self.get_seq_length()),
+            num_bytes=self.num_bytes,
+            full_bytes=sum(report.full_bytes for report in reports) + other_bytes,
+            layers=tuple(reports),
+        )
+
+
+def _check_arguments(model: Any, policy: Any, cascade_every: Any, static: bool) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a transformers PreTrainedModel; got {type(model).__name__}")
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            f"policy must be a Policy such as SnapKV(cache_size=1024); got {policy!r}. "
+            "kvcompress.make_policy(name, ...) makes one from a name."
+        )
+    check_whole("cascade_every", cascade_every, at_least=1)
+    if static and (policy.decode_rule.grows or policy.decode_rule.storage_order):
+        raise ValueError(
+            f"static=True needs a policy whose rows have a fixed size while decoding; policy {policy.name!r} has not. "
+            "Choose a decode rule that evicts, such as decode='last_query'."
+        )
+
+
+def _tensors(layer: Any) -> Iterable[torch.Tensor]:
+    found = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    for states in (getattr(layer, "conv_states", None), getattr(layer, "recurrent_states", None)):
+        found += [value for value in (states or {}).values() if isinstance(value, torch.Tensor)]
+    return found
+
+
+def _layer_bytes(layer: Any) -> int:
+    """Bytes of a layer's storages, each counted once."""
+    if isinstance(layer, CompressedLayer):
+        tensors = [] if layer.store is None else layer.store.tensors()
+        tensors += [] if layer.order is None else [layer.order.order]
+        tensors += [tensor for tensor in (layer.row_start, layer.padding) if tensor is not None]
+        if layer.statistics is not None and layer.statistics.token_scores is not None:
+            tensors.append(layer.statistics.token_scores)
+    else:
+        tensors = list(_tensors(layer))
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _layer_report(layer: CompressedLayer) -> LayerReport:
+    store, statistics = layer.store, layer.statistics
+    if store is None or statistics is None:
+        raise ValueError(f"layer {layer.layer_idx} holds nothing yet")
+    keys, values = store.slots.keys, store.slots.values
+    per_token = keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()
+    return LayerReport(
+        layer_idx=layer.layer_idx,
+        tokens=float((store.slots.positions >= 0).sum()) / store.rows,
+        budget=tuple(statistics.budget.tolist()),
+        num_bytes=_layer_bytes(layer),
+        full_bytes=int(layer.seen) * store.rows * per_token,
+    )

@@ -1,0 +1,113 @@
+"""The cascade: trims earlier layers as later ones come in, and settles all of them after the last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from kvcompress.engine.events import EvictEvent, missing_positions
+from kvcompress.engine.layer import CompressedLayer
+from kvcompress.policies.base import Policy
+
+if TYPE_CHECKING:
+    from kvcompress.engine.cache import CompressedCache
+
+_RESERVE = 64  # free slots that rows without bound get from the start
+
+
+def rows_of(policy: Policy, scores: torch.Tensor, budgets: list[int], available: torch.Tensor) -> list[int]:
+    """Tokens that each row of a layer keeps.
+
+    Args:
+        policy: whose head allocator shares the budgets.
+        scores: float32 ``[batch, kv_heads, count]``, ``-inf`` where there is no token.
+        budgets: tokens per head on average, for each batch row.
+        available: int64 ``[batch, kv_heads]``, tokens that exist.
+
+    Returns:
+        One count per row, ``[batch * kv_heads]``.
+    """
+    shares = policy.head_allocator(scores, torch.tensor(budgets))
+    return [int(n) for n in torch.minimum(shares, available.cpu()).flatten().tolist()]
+
+
+def trim_earlier(cache: CompressedCache, budgets: list[list[int]]) -> None:
+    """Cuts the layers before the newest one down to their new budgets."""
+    for entry, budget in zip(cache.cascade.scored[:-1], budgets[:-1], strict=True):
+        layer = entry.layer
+        if layer.store is None or layer.rows is None:
+            continue
+        held = layer.rows.held
+        wanted = rows_of(cache.policy, _held_scores(layer), budget, entry.available)
+        kept = [min(h, w) for h, w in zip(held, wanted, strict=True)]
+        if kept == held:
+            continue
+        before = layer.store.dense(layer.store.slots.positions, -1).clone() if cache.observers else None
+        layer.store.trim(held, kept)
+        layer.rows.held = kept
+        if before is not None:
+            tell_evicted(cache, layer, before, "cascade")
+
+
+def settle(cache: CompressedCache, budgets: list[list[int]]) -> None:
+    """After the last layer: fixes how far each row may grow, and writes the budgets into the statistics."""
+    limits = cache.cascade.limits(budgets)
+    for entry, budget, limit in zip(cache.cascade.scored, budgets, limits, strict=True):
+        layer = entry.layer
+        if layer.store is None or layer.rows is None:
+            continue
+        heads = layer.store.kv_heads
+        capacity = [_capacity(cache.policy, layer, limit[row // heads]) for row in range(layer.store.rows)]
+        present = entry.present.tolist()
+        window = [min(w, present[row // heads]) for row, w in enumerate(layer.rows.window)]
+        offered = entry.available.flatten().tolist()
+        layer.evicted |= any(held < n for held, n in zip(layer.rows.held, offered, strict=True))
+        layer.settle(capacity, window)
+        if layer.statistics is not None:
+            # The authors' code counts the budget that decoding enforces, even where prefill evicted nothing.
+            final = limit if cache.policy.decode_rule.storage_order else budget
+            layer.statistics = replace(layer.statistics, budget=torch.tensor(final))
+
+
+def spare_slots(policy: Policy) -> int:
+    """Free slots that a row gets beside its tokens."""
+    if policy.decode_rule.grows:
+        return _RESERVE
+    return policy.window_size + 1 if policy.decode_rule.keep_prompt else 1
+
+
+def tell_evicted(
+    cache: CompressedCache,
+    layer: CompressedLayer,
+    before: torch.Tensor,
+    stage: Literal["prefill", "cascade", "decode"],
+) -> None:
+    """Tells observers which tokens a layer no longer has (int64 positions ``[batch, kv_heads, n]`` before)."""
+    if layer.store is None:
+        return
+    evicted = missing_positions(before, layer.store.dense(layer.store.slots.positions, -1))
+    if evicted.shape[-1]:
+        event = EvictEvent(layer_idx=layer.layer_idx, stage=stage, evicted=evicted)
+        for observer in cache.observers:
+            observer.on_evict(event)
+
+
+def _capacity(policy: Policy, layer: CompressedLayer, limit: int | None) -> int | None:
+    unbounded = limit is None or policy.decode_rule.grows
+    if layer.sliding_window is not None:
+        # One slot more than the window: the token that leaves it always makes room for the new one.
+        most = layer.sliding_window + spare_slots(policy)
+        return most if unbounded else min(most, int(limit or 0) + policy.window_size + spare_slots(policy))
+    return None if unbounded else int(limit or 0) + policy.window_size + spare_slots(policy)
+
+
+def _held_scores(layer: CompressedLayer) -> torch.Tensor:
+    """Scores of a layer's chosen tokens, ``[batch, kv_heads, most]``, ``-inf`` where a row has fewer."""
+    if layer.store is None or layer.rows is None:
+        raise RuntimeError("only a stored layer has scores")
+    scores = layer.store.dense(layer.store.slots.scores, float("-inf"))
+    held = torch.tensor(layer.rows.held, device=scores.device).view(*scores.shape[:2], 1)
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    return scores.masked_fill(place >= held, float("-inf"))

@@ -1,0 +1,46 @@
+"""Step 4, *compact*: packs the chosen tokens and the window into a slot store."""
+
+from __future__ import annotations
+
+import torch
+
+from kvcompress.engine.store import SlotStore, row_and_place
+from kvcompress.kernels.dispatch import operation
+
+
+def compact(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    positions: torch.Tensor,
+    scores: torch.Tensor,
+    chosen: torch.Tensor,
+    *,
+    held: list[int],
+    window: int,
+    spare: int,
+    backend: str,
+) -> SlotStore:
+    """Packs each row: its chosen tokens best first, the window, free slots.
+
+    Args:
+        keys: ``[batch, kv_heads, tokens, head_dim]``, chronological, of any strides.
+        values: ``[batch, kv_heads, tokens, value_dim]``.
+        positions: int64 ``[batch, kv_heads, tokens]``, -1 for no token (its slot becomes a free one).
+        scores: float32 ``[batch, kv_heads, tokens]``.
+        chosen: int64 ``[batch, kv_heads, most]``, best first.
+        held: how many of them each row keeps, ``[batch * kv_heads]``.
+        window: tokens at the end that every row keeps.
+        spare: free slots at the end of each row, at least one.
+        backend: ``"torch"`` or ``"triton"``.
+    """
+    batch, heads, tokens = positions.shape
+    lengths = [count + window + spare for count in held]
+    row, place = row_and_place(lengths, keys.device)
+    kept = torch.tensor(held, device=keys.device)[row]
+    token = tokens - window + place - kept
+    if chosen.shape[-1]:
+        best = chosen.reshape(batch * heads, -1)
+        token = torch.where(place < kept, best[row, place.clamp(max=best.shape[1] - 1)], token)
+    source = torch.where(place < kept + window, row * tokens + token, -1)
+    slots = operation("compact", backend)(keys, values, positions, scores, source)
+    return SlotStore(slots, lengths, heads, backend)

@@ -1,0 +1,51 @@
+"""Checks that keep a cache from being used in a way that would give wrong tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kvcompress.errors import CacheStateError
+
+if TYPE_CHECKING:
+    from kvcompress.engine.attention import AttentionCall
+    from kvcompress.engine.layer import CompressedLayer
+
+
+def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The base's mask function, after a check that the prompt continues what the cache has seen.
+
+    ``generate`` slices the prompt by the number of tokens that the cache has seen. Given a shorter, unrelated prompt the
+    slice is nonsense, and the padding mask is too short for it; that is where it shows.
+    """
+    mask, queries, keys = kwargs.get("attention_mask"), kwargs.get("q_length"), kwargs.get("kv_length")
+    seen = kwargs.get("q_offset", kwargs.get("kv_offset", 0))
+    # A used compressed cache asks for the new block alone; other caches, which are none of our business, for all keys.
+    ours = isinstance(seen, int) and seen > 0 and isinstance(queries, int) and queries == keys
+    if ours and isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[-1] < seen + queries:
+        raise CacheStateError(
+            f"the attention mask covers {mask.shape[-1]} tokens, but the cache has seen {seen} and is given {queries} more: "
+            "this prompt does not continue what the cache holds. Call cache.reset() or make a new cache for a new prompt; "
+            "for a continued one pass the mask of the whole conversation."
+        )
+    return base(*args, **kwargs)
+
+
+def check_continues(layer: CompressedLayer, call: AttentionCall) -> None:
+    """Checks that a new block's last position lies beyond what the layer has seen.
+
+    ``generate`` drops a mask of ones, so that an unrelated prompt shows only in the positions that it gave its tokens.
+    """
+    positions = call.options.get("position_ids")
+    if not isinstance(positions, torch.Tensor) or positions.ndim != 2:  # not passed on, or several per token
+        return
+    before = int(layer.seen) - call.query.shape[2]
+    tokens = before if layer.padding is None else before - layer.padding
+    last = positions[:, -1]
+    if bool((last < tokens).any()):
+        raise CacheStateError(
+            f"the prompt ends at position {int(last.max())}, but the cache has seen {before} tokens: this prompt does not "
+            "continue what the cache holds. Call cache.reset() or make a new cache for a new prompt."
+        )

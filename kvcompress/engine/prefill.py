@@ -1,0 +1,227 @@
+"""A block of several tokens: attend, then score, allocate, select and compact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from kvcompress.engine.allocate import ScoredLayer
+from kvcompress.engine.attend import attend_block, attend_materialised
+from kvcompress.engine.attention import AttentionCall
+from kvcompress.engine.compact import compact
+from kvcompress.engine.cascade import rows_of, settle, spare_slots, tell_evicted, trim_earlier
+from kvcompress.engine.events import PrefillEvent
+from kvcompress.engine.guards import check_continues
+from kvcompress.engine.layer import CompressedLayer, LayerStatistics
+from kvcompress.engine.masks import block_mask, last_query_mask, token_mask
+from kvcompress.engine.score import LayerScores, ScoreInputs
+from kvcompress.engine.selection import mark_scores, select, select_as_torch
+
+if TYPE_CHECKING:
+    from kvcompress.engine.cache import CompressedCache
+_MOST_MATERIALISED = 4096  # tokens up to which CakeReference's prefill attends by the plain formula
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a layer has after attending a block, chronological, places without a token first in each row.
+
+    Attributes:
+        query: ``[batch, query_heads, queries, head_dim]``.
+        keys: ``[batch, kv_heads, tokens, head_dim]``.
+        values: ``[batch, kv_heads, tokens, value_dim]``.
+        positions: int64 ``[batch, kv_heads, tokens]``, -1 for no token; None: ``0..``, all there.
+        valid_queries: bool ``[batch, queries]``; None: all.
+        row_start: int64 ``[batch]``, position of each row's first token; None: zeros.
+    """
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor | None
+    valid_queries: torch.Tensor | None
+    row_start: torch.Tensor | None
+
+    def filled_positions(self) -> torch.Tensor:
+        """Positions ``[batch, kv_heads, tokens]``, written out."""
+        if self.positions is not None:
+            return self.positions
+        tokens = torch.arange(self.keys.shape[2], device=self.keys.device)
+        return tokens.expand(*self.keys.shape[:3])
+
+
+def prefill(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attends a block and compresses the layer."""
+    if layer.store is None:
+        exact = cache.policy.decode_rule.storage_order and call.key.shape[2] <= _MOST_MATERIALISED
+        output = (attend_materialised(call), None) if exact else call.run_base()
+        block = _first_block(layer, call)
+    else:
+        if layer is cache.compressed_layers[0]:
+            check_continues(layer, call)
+        output, block = _continue(layer, call)
+    with torch.no_grad():
+        _compress(cache, layer, call, block)
+    return output
+
+
+def _first_block(layer: CompressedLayer, call: AttentionCall) -> Block:
+    batch, heads, tokens, _ = call.key.shape
+    device = call.key.device
+    visible = last_query_mask(call.mask, batch, tokens, device)
+    exists = visible if layer.sliding_window is None else token_mask(call.mask, tokens, batch, device)
+    if exists is not None:
+        layer.note_padding(exists)
+    if layer.sliding_window is not None and tokens > layer.sliding_window:
+        recent = torch.arange(tokens, device=device) >= tokens - layer.sliding_window
+        visible = recent.expand(batch, tokens) if visible is None else visible & recent
+    keys, values = call.key.detach(), call.value.detach()
+    if visible is None:
+        return Block(call.query.detach(), keys, values, None, None, None)
+    positions = torch.where(visible, torch.arange(tokens, device=device), -1)
+    order = positions.argsort(dim=-1, stable=True)
+    if not bool((order[:, 1:] > order[:, :-1]).all()):  # holes in the mask: places without a token move to the front
+        index = order[:, None, :, None]
+        keys = keys.gather(2, index.expand(-1, heads, -1, keys.shape[-1]))
+        values = values.gather(2, index.expand(-1, heads, -1, values.shape[-1]))
+        positions = positions.gather(-1, order)
+    positions = positions[:, None].expand(batch, heads, tokens)
+    return Block(call.query.detach(), keys, values, positions, visible, layer.row_start)
+
+
+def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.Tensor, None], Block]:
+    """Attends a block after tokens that are held: ``[held tokens | causal new block]``."""
+    if layer.store is None:
+        raise RuntimeError("only a layer that holds tokens can continue")
+    batch, heads, queries, _ = call.key.shape
+    seen = int(layer.seen)
+    keys, values, positions = layer.store.chronological()
+    new_positions = torch.arange(seen - queries, seen, device=keys.device)
+    within = block_mask(call.mask, batch, queries, keys.device)
+    real = within[:, -1] if layer.sliding_window is None else within.diagonal(dim1=1, dim2=2)
+    if call.mask is not None:
+        layer.note_padding(real)
+    new = torch.where(real, new_positions, -1)[:, None].expand(batch, heads, queries)
+    keys = torch.cat([keys, call.key.detach()], dim=2)
+    values = torch.cat([values, call.value.detach()], dim=2)
+    positions = torch.cat([positions, new], dim=2)
+    output = attend_block(call.query, keys, values, positions, within, new_positions, call.spec(layer.sliding_window))
+    if layer.sliding_window is not None:
+        positions = positions.masked_fill(positions <= seen - 1 - layer.sliding_window, -1)
+    order = positions.argsort(dim=-1, stable=True)
+    keys = keys.gather(2, order[..., None].expand(*order.shape, keys.shape[-1]))
+    values = values.gather(2, order[..., None].expand(*order.shape, values.shape[-1]))
+    valid = None if call.mask is None else real
+    block = Block(call.query.detach(), keys, values, positions.gather(-1, order), valid, layer.row_start)
+    return (output, None), block
+
+
+def _compress(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall, block: Block) -> None:
+    policy, tokens = cache.policy, block.keys.shape[2]
+    window = min(policy.window_size, tokens)
+    if layer.sliding_window is not None:
+        window = min(window, layer.sliding_window)
+    inputs = ScoreInputs(
+        layer_idx=layer.layer_idx,
+        module=call.module,
+        query=block.query,
+        keys=block.keys,
+        values=block.values,
+        positions=block.positions,
+        last_position=int(layer.seen) - 1,
+        row_start=block.row_start,
+        valid_queries=block.valid_queries,
+        window=window,
+        scored=tokens - window,
+        spec=call.spec(layer.sliding_window),
+        backend=cache.backend,
+    )
+    scores = policy.scorer(inputs)
+    if cache.observers:
+        event = PrefillEvent(
+            layer_idx=layer.layer_idx, query=block.query, keys=block.keys, values=block.values,
+            positions=block.filled_positions(), scores=scores, spec=inputs.spec,
+        )  # fmt: skip
+        for observer in cache.observers:
+            observer.on_prefill(event)
+    _store(cache, layer, block, inputs, scores)
+
+
+def _store(
+    cache: CompressedCache, layer: CompressedLayer, block: Block, inputs: ScoreInputs, scores: LayerScores
+) -> None:
+    """Allocates, selects and compacts; layers that were stored before are trimmed first, so memory never peaks."""
+    entry = _scored_layer(layer, block, inputs, scores)
+    budgets = cache.cascade.add(entry)
+    scored_positions = None if block.positions is None else block.positions[..., : inputs.scored]
+    marked = mark_scores(scores.token_scores, scored_positions, block.row_start, cache.policy.sink_tokens)
+    held = [inputs.scored] * (block.keys.shape[0] * block.keys.shape[1])
+    if budgets is not None:
+        trim_earlier(cache, budgets)
+        held = rows_of(cache.policy, marked, budgets[-1], entry.available)
+    chosen = _choose(cache, marked, entry, held)
+    layer.store = compact(
+        block.keys,
+        block.values,
+        block.filled_positions(),
+        F.pad(marked, (0, inputs.window)),
+        chosen,
+        held=held,
+        window=inputs.window,
+        spare=spare_slots(cache.policy),
+        backend=inputs.backend,
+    )
+    layer.start_rows(held, inputs.window)
+    layer.statistics = _statistics(cache, scores)
+    if cache.observers:
+        tell_evicted(cache, layer, block.filled_positions(), "prefill")
+    if budgets is not None and cache.cascade.complete:
+        settle(cache, budgets)
+
+
+def _choose(
+    cache: CompressedCache, marked: torch.Tensor, entry: ScoredLayer, held: list[int]
+) -> torch.Tensor:
+    """Indices of the tokens that are kept, in the order in which they are stored."""
+    if not cache.policy.decode_rule.storage_order:
+        return select(marked, held, cache.backend)
+    place = torch.arange(max(held), device=marked.device).expand(*marked.shape[:2], -1)
+    own_order = [cache.policy.stores_chronologically(tokens) for tokens in entry.tokens.tolist()]
+    keep_order = torch.tensor(own_order, device=marked.device)[:, None, None]
+    return torch.where(keep_order, place, select_as_torch(marked, max(held)))
+
+
+def _scored_layer(layer: CompressedLayer, block: Block, inputs: ScoreInputs, scores: LayerScores) -> ScoredLayer:
+    batch, heads, tokens = block.keys.shape[:3]
+    if block.positions is None:
+        available = torch.full((batch, heads), inputs.scored)
+        present = torch.full((batch,), tokens)
+    else:
+        exists = block.positions >= 0
+        available = exists[..., : inputs.scored].sum(-1)
+        present = exists.sum(-1).amax(1)
+    seen = torch.full_like(present, int(layer.seen))
+    return ScoredLayer(
+        layer=layer,
+        device_entropy=scores.entropy,
+        device_variance=scores.variance,
+        available=available,
+        present=present,
+        tokens=seen if layer.padding is None else seen - layer.padding,
+    )
+
+
+def _statistics(cache: CompressedCache, scores: LayerScores) -> LayerStatistics:
+    preference = None
+    if scores.entropy is not None and scores.variance is not None:
+        preference = cache.policy.layer_allocator.preference(scores.entropy, scores.variance)
+    return LayerStatistics(
+        budget=torch.zeros(scores.token_scores.shape[0], dtype=torch.int64),
+        preference=preference,
+        entropy=scores.entropy,
+        variance=scores.variance,
+        token_scores=scores.token_scores if cache.keep_statistics else None,
+    )

@@ -1,0 +1,16 @@
+"""Head allocators: how a layer's tokens are shared by its kv heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class EqualHeads:
+    """The same number of tokens for every head."""
+
+    def __call__(self, scores: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
+        """Returns ``budgets`` for each of the heads, int64 ``[batch, kv_heads]`` on the CPU."""
+        return budgets.cpu()[:, None].expand(-1, scores.shape[1])

@@ -1,0 +1,137 @@
+"""Layer allocators: how many tokens each layer keeps, for one batch row."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvcompress.policies.protocols import LayerDemand
+
+# A preference of zero still gets what the others leave, shared evenly: below every logarithm of a positive float64.
+_LEAST_LOG_PREFERENCE = -1.0e4
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """The same budget for every layer."""
+
+    needs_statistics = False
+
+    def __call__(self, demand: LayerDemand) -> list[int]:
+        """Returns ``min(cap, budget)`` per layer."""
+        return [cap if demand.budget is None else min(cap, demand.budget) for cap in demand.caps]
+
+    def limits(self, demand: LayerDemand, budgets: list[int]) -> list[int | None]:
+        """The budget itself: a short prompt leaves room that generated tokens fill."""
+        return [demand.budget] * len(budgets)
+
+    def preference(self, entropy: torch.Tensor, variance: torch.Tensor) -> None:
+        """None: there is no preference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """CAKE's layer preference ``H^(1/tau1) * V^(1/tau2)``, split into whole tokens by a divisor method.
+
+    Args:
+        tau1: temperature of the entropy, > 0.
+        tau2: temperature of the variance, > 0.
+
+    Source:
+        CAKE, arXiv 2503.12491, equations 6 to 8.
+    """
+
+    tau1: float
+    tau2: float
+    needs_statistics = True
+
+    def __call__(self, demand: LayerDemand) -> list[int]:
+        """Returns budgets that sum to ``min(budget * layers, sum(caps))`` exactly."""
+        if demand.budget is None:
+            return list(demand.caps)
+        if demand.entropy is None or demand.variance is None:
+            raise ValueError("the Preference allocator needs a scorer that returns entropy and variance")
+        logs = [
+            log_preference(entropy, variance, self.tau1, self.tau2)
+            for entropy, variance in zip(demand.entropy, demand.variance, strict=True)
+        ]
+        return apportion(logs, demand.budget * demand.layers, demand.caps)
+
+    def limits(self, demand: LayerDemand, budgets: list[int]) -> list[int | None]:
+        """The budgets; what a short prompt left of the total is shared evenly."""
+        if demand.budget is None:
+            return [None] * len(budgets)
+        share, rest = divmod(max(demand.budget * demand.layers - sum(budgets), 0), len(budgets))
+        return [budget + share + (i < rest) for i, budget in enumerate(budgets)]
+
+    def preference(self, entropy: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """``H^(1/tau1) * V^(1/tau2)`` in float32; the entropy's factor alone where there is no variance (NaN)."""
+        spread = variance.double() ** (1 / self.tau2)
+        return (entropy.double() ** (1 / self.tau1) * spread.nan_to_num(nan=1.0)).float()
+
+
+def log_preference(entropy: float, variance: float, tau1: float, tau2: float) -> float:
+    """Natural logarithm of ``entropy^(1/tau1) * variance^(1/tau2)``, ``-inf`` where either is zero.
+
+    A window of one query has no variance; the engine then gives NaN, and the entropy decides alone.
+    """
+    spread = 0.0 if math.isnan(variance) else _log(variance) / tau2
+    return _log(entropy) / tau1 + spread
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def apportion(log_weights: list[float], total: int, caps: tuple[int, ...] | list[int]) -> list[int]:
+    """Divides ``total`` seats by the method of Jefferson (d'Hondt) with caps.
+
+    Seat ``s`` of layer ``l`` has priority ``weight_l / (s + 1)``; the seats of highest priority are given, equal ones to
+    the lower layer. Each layer's priorities depend on its own weight alone, hence two laws: the sum is exactly
+    ``min(total, sum(caps))``, and adding a layer never raises another layer's seats.
+
+    Args:
+        log_weights: natural logarithm of each layer's weight; ``-inf`` for zero.
+        total: seats to give, >= 0.
+        caps: most seats that a layer can take.
+
+    Returns:
+        Seats per layer.
+
+    Source:
+        Balinski and Young, Fair Representation, 1982, chapter on divisor methods.
+    """
+    logs = np.maximum(np.asarray(log_weights, dtype=np.float64), _LEAST_LOG_PREFERENCE)
+    limits = np.asarray(caps, dtype=np.int64)
+    total = min(int(total), int(limits.sum()))
+    seats = _seats_below(logs, total, limits)
+    queue = [(math.log(seats[i] + 1) - logs[i], i) for i in range(len(logs)) if seats[i] < limits[i]]
+    heapq.heapify(queue)
+    for _ in range(total - int(seats.sum())):
+        _, i = heapq.heappop(queue)
+        seats[i] += 1
+        if seats[i] < limits[i]:
+            heapq.heappush(queue, (math.log(seats[i] + 1) - logs[i], i))
+    return [int(s) for s in seats]
+
+
+def _seats_below(logs: np.ndarray, total: int, limits: np.ndarray) -> np.ndarray:
+    """A start for the exact method: seats that every layer is sure to get, found by bisection on the divisor."""
+    low, high = float(logs.min()) - math.log(total + 1) - 1, float(logs.max()) + 1
+    for _ in range(64):
+        middle = (low + high) / 2
+        if _quotients(logs, middle, limits).sum() > total:
+            low = middle
+        else:
+            high = middle
+    # One seat less than the quotient: rounding of exp() must never give a seat that the priorities would not.
+    return np.maximum(_quotients(logs, high, limits) - 1, 0)
+
+
+def _quotients(logs: np.ndarray, log_divisor: float, limits: np.ndarray) -> np.ndarray:
+    quotients: np.ndarray = np.floor(np.exp(np.minimum(logs - log_divisor, 60.0)))
+    return np.minimum(quotients, limits).astype(np.int64)

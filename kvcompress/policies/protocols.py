@@ -1,0 +1,103 @@
+"""The protocols of a policy's parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kvcompress.engine.score import LayerScores, ScoreInputs
+
+
+class Scorer(Protocol):
+    """Step 1, *score*: how much each token before the window matters to its row."""
+
+    def __call__(self, inputs: ScoreInputs) -> LayerScores:
+        """Returns token scores ``[batch, kv_heads, tokens - window]`` (higher = keep) and layer statistics."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDemand:
+    """What a layer allocator knows of one batch row when the first ``len(caps)`` layers have been scored.
+
+    Attributes:
+        layers: number of compressed layers of the model.
+        budget: tokens per layer and head on average, window excluded; None: no bound.
+        entropy: attention entropy of each scored layer, in nats (CAKE's H); None where the scorer gives none.
+        variance: attention variance of each scored layer (CAKE's V); None where the scorer gives none.
+        caps: tokens that each scored layer has to offer, window excluded.
+        tokens: tokens of the row seen so far, window included, padding excluded.
+        window_size: tokens of the observation window.
+    """
+
+    layers: int
+    budget: int | None
+    entropy: tuple[float, ...] | None
+    variance: tuple[float, ...] | None
+    caps: tuple[int, ...]
+    tokens: int
+    window_size: int
+
+
+class LayerAllocator(Protocol):
+    """Step 2, *allocate*: how many tokens each layer keeps."""
+
+    needs_statistics: bool
+
+    def __call__(self, demand: LayerDemand) -> list[int]:
+        """Returns the budget of each scored layer, ``0 <= budget <= cap``."""
+        ...
+
+    def limits(self, demand: LayerDemand, budgets: list[int]) -> list[int | None]:
+        """How far each layer's tokens may grow while decoding, window excluded, once all layers have budgets.
+
+        Args:
+            demand: what the last call was given.
+            budgets: what it returned.
+
+        Returns:
+            One limit per layer; None for no bound.
+        """
+        ...
+
+    def preference(self, entropy: torch.Tensor, variance: torch.Tensor) -> torch.Tensor | None:
+        """The layer weight float32 ``[batch]`` that the budgets follow, or None where there is none."""
+        ...
+
+
+class NewTokenScorer(Protocol):
+    """A scorer that can also score a token when it is generated; needed by decode rules of order ``"stored"``."""
+
+    def score_new(
+        self, key: torch.Tensor, positions: torch.Tensor, row_start: torch.Tensor | None, layer_idx: int
+    ) -> torch.Tensor:
+        """Scores the new token of each row.
+
+        Args:
+            key: ``[batch, kv_heads, 1, head_dim]``.
+            positions: int64 ``[batch, kv_heads, 1]``, absolute.
+            row_start: int64 ``[batch]`` position of each row's first token; None: zeros.
+            layer_idx: index of the layer.
+
+        Returns:
+            float32 ``[batch, kv_heads, 1]``.
+        """
+        ...
+
+
+class HeadAllocator(Protocol):
+    """Step 2, within a layer: how the layer's tokens are shared by its kv heads."""
+
+    def __call__(self, scores: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
+        """Splits budgets over heads.
+
+        Args:
+            scores: float32 ``[batch, kv_heads, count]`` in any order, ``-inf`` where there is no token.
+            budgets: int64 ``[batch]``, tokens per head on average.
+
+        Returns:
+            int64 ``[batch, kv_heads]`` on the CPU, which sums to ``budgets * kv_heads`` per batch row.
+        """
+        ...
