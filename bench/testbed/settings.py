@@ -8,12 +8,12 @@ from typing import Final
 from kvcompress.bench.testbed.training_data import EARLY_MIX, FINAL_MIX, LATE_MIX
 
 # (length of the sequences, share of the steps), in this order.
-STAGES: Final = ((64, 0.34), (128, 0.235), (256, 0.085), (512, 0.16), (1024, 0.18))
+STAGES: Final = ((64, 0.352), (128, 0.243), (256, 0.088), (512, 0.135), (1024, 0.182))
 _SHORTER_SHARE = 0.25
-_EARLY_SHARE = 0.34
-_FINAL_FROM = 0.765
+_EARLY_SHARE = 0.352
+_FINAL_FROM = 0.79
 _WARMUP_STEPS = 50
-_CONSTANT_UNTIL = 0.6
+_CONSTANT_UNTIL = 0.62
 _FINAL_FACTOR = 0.03
 
 
@@ -34,7 +34,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 6000
+    steps: int = 5800
     tokens_per_process: int = 2048
     processes: int = 2
     muon_rate: float = 6e-3
@@ -93,7 +93,7 @@ def task_mix(settings: Settings, step: int) -> Mapping[str, float]:
 
 
 def rate_factor(settings: Settings, step: int) -> float:
-    """Return the learning rate as a share of its highest: warm-up, constant to 60 %, linear to 3 %."""
+    """Return the learning rate as a share of its highest: warm-up, constant to 62 %, linear to 3 %."""
     if step < _WARMUP_STEPS:
         return (step + 1) / _WARMUP_STEPS
     progress = step / settings.steps

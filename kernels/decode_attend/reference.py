@@ -11,8 +11,6 @@ from kvcompress.kernels.window_scores.reference import AttentionSpec
 
 EvictionOrder = Literal["none", "probability", "running", "stored", "position"]
 
-_FREE = float("-inf")  # below every score: a free slot is taken before anything is evicted
-
 
 class Run(NamedTuple):
     """Consecutive rows of equal length; a view ``[rows, length, ...]`` of them costs nothing.
@@ -56,6 +54,7 @@ def decode_attend_reference(
     new_value: torch.Tensor,
     slots: Slots,
     next_slot: torch.Tensor,
+    row_offsets: torch.Tensor,
     runs: tuple[Run, ...],
     position: int | torch.Tensor,
     *,
@@ -73,6 +72,7 @@ def decode_attend_reference(
         new_value: ``[rows, value_dim]``.
         slots: the store; all four arrays are modified.
         next_slot: int64 ``[rows]``, the free slot of each row; replaced by the next one.
+        row_offsets: int64 ``[rows + 1]``, first slot of each row (CSR).
         runs: the rows in order, grouped by equal length.
         position: absolute position of the new token (int, or int64 scalar on the device).
         spec: scaling, softcap, sinks, sliding window.
@@ -91,11 +91,17 @@ def decode_attend_reference(
     write_new_token(slots, next_slot, new_key, new_value, position, new_score)
     outputs, probabilities = [], []
     for run in runs:
-        output, p = attend_run(query, slots, run, position, spec)
+        hidden = _hidden(slots, run, position, spec)
+        output, p = attend_run(query, slots, run, hidden, spec)
         probability = p.mean(1).float()
         outputs.append(output)
         probabilities.append(probability)
-        _choose(slots, next_slot, run, probability, position, spec, eviction, row_start, prompt_end)
+        score = _victim_score(slots, run, probability, eviction)
+        protected = _protected(slots, run, position, eviction, row_start, prompt_end)
+        # A free slot, or one that left the sliding window, is taken before anything is evicted.
+        score = score.masked_fill(protected, float("inf")).masked_fill_(hidden, float("-inf"))
+        rows = slice(run.first_row, run.first_row + run.rows)
+        next_slot[rows] = row_offsets[rows] + score.argmin(-1)
     slots.positions.index_fill_(0, next_slot, -1)
     flat = [probability.view(-1) for probability in probabilities]
     if len(runs) == 1:
@@ -128,22 +134,21 @@ def slot_view(array: torch.Tensor, run: Run) -> torch.Tensor:
 
 
 def attend_run(
-    query: torch.Tensor, slots: Slots, run: Run, position: int | torch.Tensor, spec: AttentionSpec
+    query: torch.Tensor, slots: Slots, run: Run, hidden: torch.Tensor, spec: AttentionSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of one run: output ``[rows, group, value_dim]`` and probabilities ``[rows, group, length]``."""
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
-    q = query.narrow(0, run.first_row, run.rows).to(compute) * spec.scaling
+    q = query[run.first_row : run.first_row + run.rows].to(compute) * spec.scaling
     logits = torch.bmm(q, slot_view(slots.keys, run).to(compute).transpose(1, 2))
     if spec.softcap is not None:
         logits = logits.div_(spec.softcap).tanh_().mul_(spec.softcap)
-    logits = logits.masked_fill_(_hidden(slots, run, position, spec)[:, None], float("-inf"))
+    logits = logits.masked_fill_(hidden[:, None], float("-inf"))
     if spec.sinks is None:
         p = torch.softmax(logits, dim=-1)
     else:
         sinks = _sink_rows(spec.sinks, query.shape[1], run).to(compute)
         p = torch.softmax(torch.cat([logits, sinks[..., None]], dim=-1), dim=-1)[..., :-1]
-    output = torch.bmm(p, slot_view(slots.values, run).to(compute)).to(query.dtype)
-    return output, p
+    return torch.bmm(p, slot_view(slots.values, run).to(compute)).to(query.dtype), p
 
 
 def _sink_rows(sinks: torch.Tensor, group: int, run: Run) -> torch.Tensor:
@@ -155,60 +160,40 @@ def _sink_rows(sinks: torch.Tensor, group: int, run: Run) -> torch.Tensor:
 
 def _hidden(slots: Slots, run: Run, position: int | torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
     """Slots that the query must not see: free ones, and those outside the sliding window. Bool ``[rows, length]``."""
+    positions = slot_view(slots.positions, run)
     if spec.sliding_window is None:
-        return slot_view(slots.positions, run) < 0
+        return positions < 0
     # Free slots (-1) also fall below the bound once the window has moved past the start.
     bound = position - spec.sliding_window + 1
-    bound = torch.clamp(bound, min=0) if isinstance(bound, torch.Tensor) else max(bound, 0)
-    return slot_view(slots.positions, run) < bound
+    return positions < (bound.clamp(min=0) if isinstance(bound, torch.Tensor) else max(bound, 0))
 
 
-def _choose(
-    slots: Slots,
-    next_slot: torch.Tensor,
-    run: Run,
-    probability: torch.Tensor,
-    position: int | torch.Tensor,
-    spec: AttentionSpec,
-    eviction: Eviction,
-    row_start: torch.Tensor | None,
-    prompt_end: int,
-) -> None:
-    """Writes each row's next slot: a free one, else the unprotected token with the least score."""
-    positions = slot_view(slots.positions, run)
-    score = _victim_score(slots, run, probability, positions, eviction)
-    if eviction.order == "none":
-        score = torch.full_like(score, float("inf"))
-    else:
-        score = score.masked_fill(_protected(positions, run, position, eviction, row_start, prompt_end), float("inf"))
-    score = score.masked_fill_(_hidden(slots, run, position, spec), _FREE)
-    offsets = torch.arange(run.rows, device=score.device) * run.length + run.offset
-    next_slot.narrow(0, run.first_row, run.rows).copy_(score.argmin(-1) + offsets)
-
-
-def _victim_score(
-    slots: Slots, run: Run, probability: torch.Tensor, positions: torch.Tensor, eviction: Eviction
-) -> torch.Tensor:
+def _victim_score(slots: Slots, run: Run, probability: torch.Tensor, eviction: Eviction) -> torch.Tensor:
+    """What is compared, ``[rows, length]``; updates running scores."""
     if eviction.order == "running":
         return slot_view(slots.scores, run).mul_(eviction.decay).add_(probability)
     if eviction.order == "stored":
         return slot_view(slots.scores, run)
     if eviction.order == "position":
-        return positions.to(torch.float64)
+        return slot_view(slots.positions, run).to(torch.float64)
     return probability
 
 
 def _protected(
-    positions: torch.Tensor,
+    slots: Slots,
     run: Run,
     position: int | torch.Tensor,
     eviction: Eviction,
     row_start: torch.Tensor | None,
     prompt_end: int,
 ) -> torch.Tensor:
+    """Slots that must not be evicted (free ones may be among them). Bool ``[rows, length]``."""
+    positions = slot_view(slots.positions, run)
+    if eviction.order == "none":
+        return torch.ones_like(positions, dtype=torch.bool)
     protected = positions > position - eviction.window_size
     if eviction.sink_tokens:
-        start = 0 if row_start is None else row_start.narrow(0, run.first_row, run.rows)[:, None]
+        start = 0 if row_start is None else row_start[run.first_row : run.first_row + run.rows, None]
         protected |= positions < start + eviction.sink_tokens
     if eviction.keep_prompt:
         protected |= positions < prompt_end

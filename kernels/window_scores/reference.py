@@ -154,32 +154,32 @@ def _statistics(
     shape = (blocks.batch, blocks.kv_heads, scored)
     mean, variance, maximum = (log_sum_exp.new_zeros(shape) for _ in range(3))
     entropy, total_variance = (log_sum_exp.new_zeros(blocks.batch, dtype=torch.float64) for _ in range(2))
-    weight = None if valid_queries is None else valid_queries[:, None, None, :, None].to(blocks.compute)
-    count = float(blocks.window) if weight is None else weight.sum(3, keepdim=True)
+    counts = log_sum_exp.new_full((blocks.batch,), blocks.window)
+    weight = None
+    if valid_queries is not None:
+        counts = valid_queries.sum(1).to(blocks.compute)
+        weight = valid_queries[:, None, None, :, None].to(blocks.compute)
+    divisor = counts.clamp(min=1).view(-1, 1, 1, 1, 1)
+    freedom = (counts - 1).clamp(min=1).view(-1, 1, 1, 1)
     # A padding query sees nothing: its log-sum-exp is -inf and must not turn p into NaN.
     log_sum_exp = log_sum_exp.masked_fill(log_sum_exp == float("-inf"), 0.0)
     for start, end, logits in blocks(scored):
         log_p = logits.sub_(log_sum_exp)
-        p = log_p.exp()
-        if weight is not None:
-            p = p.mul_(weight)
+        p = log_p.exp() if weight is None else log_p.exp().mul_(weight)
         entropy += _entropy_per_row(p, log_p)
-        block_mean = p.sum(3, keepdim=True) / (count if weight is None else count.clamp(min=1))
+        block_mean = p.sum(3, keepdim=True).div_(divisor)
         mean[..., start:end] = block_mean.squeeze(3).mean(2)
         maximum[..., start:end] = p.amax((2, 3))
-        deviation = p.sub_(block_mean)
-        if weight is not None:
-            deviation = deviation.mul_(weight)
-        block_variance = deviation.square_().sum(3)
-        block_variance /= max(count - 1, 1) if weight is None else (count.squeeze(3) - 1).clamp(min=1)
+        deviation = p.sub_(block_mean) if weight is None else p.sub_(block_mean).mul_(weight)
+        block_variance = deviation.square_().sum(3).div_(freedom)
         variance[..., start:end] = block_variance.mean(2)
         total_variance += block_variance.sum((1, 2, 3), dtype=torch.float64)
-    observers = torch.full_like(entropy, count) if weight is None else count.flatten().to(entropy.dtype)
-    total_variance = total_variance.masked_fill(observers < 2, float("nan"))
+    total_variance = total_variance.masked_fill(counts < 2, float("nan"))
     return WindowScores(mean, variance, maximum, entropy.to(mean.dtype), total_variance.to(mean.dtype))
 
 
 def _entropy_per_row(p: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
     """``-sum p log p`` per batch row; invisible keys (p = 0, log p = -inf) add nothing."""
     finite = log_p.clamp_(min=-1e30).flatten(1)
-    return -torch.linalg.vecdot(p.flatten(1), finite).double()
+    entropy: torch.Tensor = -torch.linalg.vecdot(p.flatten(1), finite).double()
+    return entropy

@@ -72,8 +72,7 @@ class PolicyChoice:
             return {}
         if self.name not in ("cake", "cake_reference"):
             raise CommandError(
-                f"--preset holds settings of CAKE; got policy {self.name!r}. "
-                "Leave it out, or give --policy cake."
+                f"--preset holds settings of CAKE; got policy {self.name!r}. Leave it out, or give --policy cake."
             )
         ratio = given.get("compression_ratio")
         size = given.get("cache_size") or math.ceil((1 - (ratio or 0.0)) * prompt_tokens)

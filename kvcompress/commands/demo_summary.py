@@ -87,8 +87,7 @@ def _row_json(result: DemoResult, contender: Contender) -> dict[str, Any]:
         "cache_size": contender.cache_size,
         "parameters": None if policy is None else asdict(policy),
         "tasks": {
-            task: {"correct": correct, "asked": result.asked(task)}
-            for task, correct in contender.correct.items()
+            task: {"correct": correct, "asked": result.asked(task)} for task, correct in contender.correct.items()
         },
         "kv_bytes": round(contender.mean_bytes),
         "saved_fraction": result.saved(contender),
@@ -119,7 +118,7 @@ def show(result: DemoResult, console: Console) -> None:
 
 
 def _table(result: DemoResult, tasks: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("cache", no_wrap=True)
     for heading in ("kept", *tasks, "KV bytes", "saved", "tokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)

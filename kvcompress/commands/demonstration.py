@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from kvcompress.bench.testbed.tasks import Example
 
 LENGTH: Final = 1024
-TASKS: Final = ("needle_8", "variables_4")
+TASKS: Final = ("needle_8", "variables_2")
 BUDGETS: Final = (48, 96, 192)
 # The questions have 3 or 6 tokens; a longer window would spend a small budget on filler text.
-WINDOW_SIZE: Final = 16
+WINDOW_SIZE: Final = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +99,8 @@ def run_demo(*, seed: int, examples: int, device: str, dtype: str, as_json: bool
     asked = [make_example(task, LENGTH, seed=seed, index=i) for task in TASKS for i in range(examples)]
     field_of = contenders()
     start = time.perf_counter()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    quiet = not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
         bar = progress.add_task("asking", total=len(asked) * len(field_of))
         ask_all(loaded, field_of, asked, lambda: progress.advance(bar))
     result = demo_summary.DemoResult(
@@ -115,9 +116,7 @@ def run_demo(*, seed: int, examples: int, device: str, dtype: str, as_json: bool
         demo_summary.show(result, Console(highlight=False))
 
 
-def ask_all(
-    loaded: LoadedModel, field_of: list[Contender], asked: list[Example], done: Callable[[], object]
-) -> None:
+def ask_all(loaded: LoadedModel, field_of: list[Contender], asked: list[Example], done: Callable[[], object]) -> None:
     """Puts each example to every contender in turn, so that a busy moment of the machine slows all alike.
 
     Args:

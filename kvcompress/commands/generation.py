@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,36 +79,49 @@ def run_request(request: Request, *, model: str | None, device: str, dtype: str,
     """
     request.choice.check()
     place = choose_place(device, dtype)
-    loaded = load_model(model, place)
+    outcome = carry_out(request, load_model(model, place), write=None if as_json else _write)
+    if as_json:
+        _write(json.dumps(summary.as_json(outcome), allow_nan=False) + "\n")
+    else:
+        summary.show(outcome, Console(highlight=False))
+
+
+def carry_out(request: Request, loaded: LoadedModel, write: Callable[[str], object] | None = None) -> Outcome:
+    """Generates, and runs with the full cache too where that is asked for; warnings go to stderr.
+
+    Args:
+        request: what the user asked for.
+        loaded: the model.
+        write: takes the text as it comes.
+    """
     prompt_ids = encode(loaded, request.prompt)
     policy = request.choice.policy(prompt_ids.shape[1])
     cache = CompressedCache(loaded.model, policy)
-    warnings = [*loaded.warnings, *length_warnings(loaded, prompt_ids.shape[1], request.max_new_tokens)]
-    for message in warnings:
-        warn(message)
+    early = [*loaded.warnings, *length_warnings(loaded, prompt_ids.shape[1], request.max_new_tokens)]
+    _warn(early)
     if request.compare_full:
         warm_up(loaded, prompt_ids, CompressedCache(loaded.model, policy))
         warm_up(loaded, prompt_ids, full_cache(loaded))
-    run = run_model(loaded, prompt_ids, cache, request.settings, write=None if as_json else _write)
+    run = run_model(loaded, prompt_ids, cache, request.settings, write)
+    if write is not None:
+        write("\n")
     report = cache.report()
     late = uncompressed_warnings(policy, report)
-    if not as_json:
-        _write("\n")
-    for message in late:
-        warn(message)
-    outcome = Outcome(
+    _warn(late)
+    return Outcome(
         loaded=loaded,
         policy=policy,
         prompt_tokens=prompt_ids.shape[1],
         run=run,
         report=report,
         comparison=compare(loaded, prompt_ids, policy, request, run) if request.compare_full else None,
-        warnings=[*warnings, *late],
+        warnings=[*early, *late],
     )
-    if as_json:
-        _write(json.dumps(summary.as_json(outcome), allow_nan=False) + "\n")
-    else:
-        summary.show(outcome, Console(highlight=False))
+
+
+def _warn(messages: list[str]) -> None:
+    for message in messages:
+        warn(message)
 
 
 def encode(loaded: LoadedModel, prompt: str) -> torch.Tensor:
@@ -154,9 +168,7 @@ def uncompressed_warnings(policy: Policy, report: CacheReport) -> list[str]:
     ]
 
 
-def compare(
-    loaded: LoadedModel, prompt_ids: torch.Tensor, policy: Policy, request: Request, run: Run
-) -> Comparison:
+def compare(loaded: LoadedModel, prompt_ids: torch.Tensor, policy: Policy, request: Request, run: Run) -> Comparison:
     """Runs with the full cache, and feeds its tokens through both caches."""
     cache = full_cache(loaded)
     full = run_model(loaded, prompt_ids, cache, request.settings)
@@ -164,9 +176,7 @@ def compare(
         run=full,
         num_bytes=full_cache_bytes(cache),
         agreement=agreement(full.ids, run.ids),
-        divergence=divergence(
-            loaded, prompt_ids, full.ids, full_cache(loaded), CompressedCache(loaded.model, policy)
-        ),
+        divergence=divergence(loaded, prompt_ids, full.ids, full_cache(loaded), CompressedCache(loaded.model, policy)),
     )
 
 

@@ -76,9 +76,7 @@ def _check_device(device: torch.device) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             there = f"this machine has {count}" if count else "torch sees none here"
-            raise CommandError(
-                f"--device {device} needs that CUDA device; {there}. Use --device auto or cpu."
-            )
+            raise CommandError(f"--device {device} needs that CUDA device; {there}. Use --device auto or cpu.")
         return
     try:
         torch.empty(1, device=device)
@@ -86,9 +84,7 @@ def _check_device(device: torch.device) -> None:
     except (RuntimeError, NotImplementedError, AssertionError):
         usable = False
     if not usable:
-        raise CommandError(
-            f"--device must be one that this machine has; got {device}. Use --device auto or cpu."
-        )
+        raise CommandError(f"--device must be one that this machine has; got {device}. Use --device auto or cpu.")
 
 
 def load_model(name: str | None, place: Place) -> LoadedModel:
@@ -105,25 +101,54 @@ def load_model(name: str | None, place: Place) -> LoadedModel:
     transformers_logging.disable_progress_bar()
     source = _source(name)
     _check_config(source, name or EMBEDDED)
+    model, info = _read_weights(source, place)
+    if name is None and place.device.type == "cpu":
+        torch.set_num_threads(1)  # the model is too small to share; waiting for busy processors costs seconds
+    return LoadedModel(
+        name=name or EMBEDDED,
+        model=model.to(place.device).eval(),
+        tokenizer=_read_tokenizer(source),
+        warnings=_missing_weights(sorted(info["missing_keys"])),
+    )
+
+
+def _read_weights(source: str, place: Place) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers has to say about its weights."""
+    auto: Any = AutoModelForCausalLM  # typed for a call that returns the model alone
     try:
-        auto: Any = AutoModelForCausalLM  # typed for a call that returns the model alone
         model, info = auto.from_pretrained(
             source,
             dtype="auto" if place.dtype is None else place.dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the mismatch is named below
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # a damaged file can raise anything
         raise _cannot_load(source, error) from error
-    missing = sorted(info.get("missing_keys", ()))
-    return LoadedModel(
-        name=name or EMBEDDED,
-        model=model.to(place.device).eval(),
-        tokenizer=tokenizer,
-        warnings=_missing_weights(missing),
-    )
+    if info["mismatched_keys"]:
+        weight, got, wanted = sorted(info["mismatched_keys"])[0]
+        raise CommandError(
+            f"the weights of --model {source!r} must have the shapes of its config; {weight} has "
+            f"{tuple(got)} and must have {tuple(wanted)}. Give weights and config that belong together."
+        )
+    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    if causal and not any(causal):
+        raise CommandError(
+            f"--model must be a decoder; got {source!r}, whose attention looks ahead "
+            f"({type(model).__name__}). Give a model such as Llama or Qwen."
+        )
+    return model, info
+
+
+def _read_tokenizer(source: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise CommandError(
+            f"--model {source!r} must come with its tokenizer (tokenizer.json); none can be loaded from there "
+            f"({type(error).__name__}). Save the tokenizer into the same folder."
+        ) from error
 
 
 def _source(name: str | None) -> str:
@@ -174,9 +199,7 @@ def _check_config(source: str, name: str) -> None:
 def _cannot_load(source: str, error: Exception) -> CommandError:
     text = str(error)
     if "trust_remote_code" in text or "custom code" in text:
-        return CommandError(
-            f"--model {source!r} brings code of its own, which is never run. Give another model."
-        )
+        return CommandError(f"--model {source!r} brings code of its own, which is never run. Give another model.")
     if Path(source).is_dir():
         if not any(Path(source).glob("*.safetensors")):
             return CommandError(
@@ -198,6 +221,6 @@ def _missing_weights(missing: list[str]) -> tuple[str, ...]:
     if not missing:
         return ()
     return (
-        f"{len(missing)} weights are not in the model's files and were drawn at random (e.g. {missing[0]}): "
-        "its text will mean nothing. Is this a checkpoint of a language model?",
+        f"weights that are not in the model's files were drawn at random ({len(missing)}, e.g. {missing[0]}), "
+        "so its text means nothing. Is this a checkpoint of a language model?",
     )

@@ -49,7 +49,7 @@ Seed = Annotated[
     typer.Option(min=0, help="Seed of sampling and of the policy `random`.", rich_help_panel=_PROMPT),
 ]
 ExampleSeed = Annotated[int, typer.Option("--seed", min=0, help="Which set of examples.")]
-Examples = Annotated[int, typer.Option(min=1, max=200, help="Examples of each task.")]
+Examples = Annotated[int, typer.Option(min=1, help="Examples of each task.")]
 PolicyName = Annotated[
     str,
     typer.Option("--policy", help="What is kept: see `kvcompress policies`.", rich_help_panel=_POLICY),
@@ -57,8 +57,7 @@ PolicyName = Annotated[
 CacheSize = Annotated[
     int | None,
     typer.Option(
-        help="Tokens kept per layer on average. "
-        "Without this and --compression-ratio: half the prompt, at most 1024.",
+        help="Tokens kept per layer on average. Without this and --compression-ratio: half the prompt, at most 1024.",
         show_default=False,
         rich_help_panel=_POLICY,
     ),

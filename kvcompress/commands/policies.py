@@ -20,9 +20,7 @@ def policies() -> None:
     sizes = ("cache_size", "compression_ratio")
     for name, kind in sorted(POLICIES.items()):
         parameters = [f"{field.name}={field.default}" for field in fields(kind) if field.name not in sizes]
-        table.add_row(
-            name, (getdoc(kind) or "").splitlines()[0], ", ".join(parameters) if name != "full" else "-"
-        )
+        table.add_row(name, (getdoc(kind) or "").splitlines()[0], ", ".join(parameters) if name != "full" else "-")
     console = Console(highlight=False)
     console.print(table, markup=False)
     console.print("\nEach but full takes cache_size or compression_ratio.", markup=False)

@@ -22,9 +22,7 @@ def read_prompt(text: str | None, file: Path | None) -> str:
     """
     if (text is None) == (file is None):
         got = "neither" if text is None else "both"
-        raise CommandError(
-            f"give exactly one of --prompt TEXT and --prompt-file FILE (- for stdin); got {got}"
-        )
+        raise CommandError(f"give exactly one of --prompt TEXT and --prompt-file FILE (- for stdin); got {got}")
     if file is None:
         return _checked(text or "", "--prompt")
     name = "--prompt-file " + ("- (stdin)" if file == STDIN else repr(str(file)))
@@ -60,7 +58,5 @@ def _checked(text: str, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-        raise CommandError(
-            f"{name} must be UTF-8 text; got other bytes. Check the terminal's encoding."
-        ) from None
+        raise CommandError(f"{name} must be UTF-8 text; got other bytes. Check the terminal's encoding.") from None
     return text

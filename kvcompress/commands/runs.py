@@ -101,15 +101,6 @@ def run_model(
         The tokens and how long they took.
     """
     model: Any = loaded.model
-    config = model.generation_config
-    config.cache_implementation = None  # a cache is given
-    ends = _token_ids(config.eos_token_id)
-    choice: dict[str, Any] = {"do_sample": False}
-    if settings.temperature > 0:
-        choice = {"do_sample": True, "temperature": settings.temperature}
-    padding = config.pad_token_id
-    if padding is None:
-        padding = ends[0] if ends else 0
     torch.manual_seed(settings.seed)
     clock = _Clock(start=time.perf_counter())
     with torch.inference_mode():
@@ -117,20 +108,36 @@ def run_model(
             input_ids=prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
             past_key_values=cache,
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=1,
-            pad_token_id=padding,
             streamer=_Stream(loaded.tokenizer, clock, write),
-            **choice,
+            **_generation_options(model.generation_config, settings),
         )
     ids = output[0, prompt_ids.shape[1] :].tolist()
     return Run(
         ids=ids,
         text=loaded.tokenizer.decode(ids, skip_special_tokens=True),
-        ended=ids[-1] in ends,
+        ended=ids[-1] in _ends(model.generation_config),
         first_seconds=clock.ticks[0] - clock.start,
         decode_seconds=clock.ticks[-1] - clock.ticks[0],
     )
+
+
+def _generation_options(config: Any, settings: Settings) -> dict[str, Any]:
+    """What ``generate`` is told beside the model's own generation config."""
+    config.cache_implementation = None  # generate refuses one where a cache is given
+    padding = config.pad_token_id
+    options = {
+        "max_new_tokens": settings.max_new_tokens,
+        "num_beams": 1,
+        "pad_token_id": next(iter(_ends(config)), 0) if padding is None else padding,
+        "do_sample": settings.temperature > 0,
+    }
+    return options | ({"temperature": settings.temperature} if settings.temperature > 0 else {})
+
+
+def _ends(config: Any) -> list[int]:
+    """Tokens that end a text."""
+    ends = config.eos_token_id
+    return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
 
 
 def warm_up(loaded: LoadedModel, prompt_ids: torch.Tensor, cache: Cache) -> None:
@@ -156,9 +163,3 @@ def full_cache_bytes(cache: DynamicCache) -> int:
         if isinstance(tensor, torch.Tensor)
     ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _token_ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

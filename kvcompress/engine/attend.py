@@ -13,7 +13,6 @@ from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.masks import block_mask
 from kvcompress.engine.store import SlotStore
 from kvcompress.engine.update import attend_in_storage_order, new_token_score
-from kvcompress.kernels.dispatch import operation
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 
 if TYPE_CHECKING:
@@ -48,12 +47,13 @@ def _attend_and_update(
     cache: CompressedCache, layer: CompressedLayer, store: SlotStore, call: AttentionCall
 ) -> tuple[torch.Tensor, torch.Tensor]:
     policy, rows = cache.policy, store.rows
-    output, probability = operation("decode_attend", cache.backend)(
+    output, probability = cache.decode_attend(
         call.query.reshape(rows, -1, call.query.shape[-1]),
         call.key.reshape(rows, -1),
         call.value.reshape(rows, -1),
         store.slots,
         store.next_slot,
+        store.row_offsets,
         store.runs,
         layer.seen - 1,
         spec=call.spec(layer.sliding_window),

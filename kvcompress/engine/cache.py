@@ -19,7 +19,7 @@ from kvcompress.engine.layer import CompressedLayer, LayerStatistics
 from kvcompress.engine.prefill import prefill
 from kvcompress.engine.report import CacheReport, LayerReport
 from kvcompress.errors import CacheStateError
-from kvcompress.kernels.dispatch import resolve_backend
+from kvcompress.kernels.dispatch import operation, resolve_backend
 from kvcompress.policies.base import Policy
 from kvcompress.policies.checks import check_whole
 
@@ -70,6 +70,7 @@ class CompressedCache(Cache):
         _check_arguments(model, policy, cascade_every, static)
         layers = build_layers(model, compress_sliding=compress_sliding, static=static)
         self.backend = resolve_backend(backend, model.device)
+        self.decode_attend = operation("decode_attend", self.backend)  # looked up here, since torch.compile cannot
         attach(model)
         super().__init__(layers=layers)
         self.policy = policy
@@ -156,7 +157,7 @@ class CompressedCache(Cache):
 
     def reset(self) -> None:
         """Forgets everything: the cache is as new."""
-        super().reset()
+        super().reset()  # type: ignore[no-untyped-call]
         self._pending = None
         self.cascade = Cascade(self.policy, len(self.compressed_layers), self.cascade_every)
 

@@ -81,7 +81,7 @@ class CompressedLayer(CacheLayerMixin):
     is_croppable = False
 
     def __init__(self, layer_idx: int, sliding_window: int | None, static: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.layer_idx = layer_idx
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
@@ -226,7 +226,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def start_rows(self, held: list[int], window: int) -> None:
         """Notes the rows that a prefill has just stored."""
-        self.prompt_end = int(self.seen)
+        self.prompt_end, self.order = int(self.seen), None
         self.rows = Rows(held=held, window=[window] * len(held), capacity=[None] * len(held))
 
     def count_room(self) -> None:

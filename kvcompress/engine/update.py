@@ -39,8 +39,13 @@ class StorageOrder:
     @classmethod
     def start(cls, store: SlotStore, filled: list[int]) -> StorageOrder:
         """The order after prefill: best first, then the window, then free places."""
-        places = torch.arange(max(store.lengths), device=store.next_slot.device)
-        return cls(places.repeat(store.rows, 1), filled)
+        # A row shorter than its window has free places before the window's tokens, too.
+        free = store.dense(store.slots.positions, -1).flatten(0, 1) < 0
+        return cls(free.to(torch.int8).argsort(dim=-1, stable=True), filled)
+
+    def first_free(self) -> torch.Tensor:
+        """Place in each row that the next token takes, int64 ``[rows]``."""
+        return self.order.gather(1, torch.tensor(self.filled, device=self.order.device)[:, None]).flatten()
 
     def pick(self, rows: list[int]) -> StorageOrder:
         """The given rows, in the given order."""
@@ -83,6 +88,7 @@ def attend_in_storage_order(
         raise RuntimeError("only a stored layer can decode")
     if layer.order is None:
         layer.order = StorageOrder.start(store, layer.rows.filled_at_prefill())
+        store.next_slot = store.row_offsets[:-1] + layer.order.first_free()
     if layer.order.order.shape[1] < max(store.lengths):
         layer.order.widen(max(store.lengths))
     rows = store.rows

@@ -32,7 +32,7 @@ class ReferenceScorer:
         before = attention[..., : inputs.scored]
         entropy = -(before * torch.log(before + 1e-10)).sum((1, 2, 3, 4))
         single = attention.shape[3] < 2
-        variance = before.mean(3) * 0 if single else before.var(3)
+        variance = before.mean(3) * 0 if single or inputs.scored == 0 else before.var(3)  # var() of nothing warns
         total = variance.sum((1, 2, 3)) if not single else torch.full_like(entropy, float("nan"))
         spread = 0.0 if single else self.gamma * attention.var(3)
         scores = (attention.mean(3) + spread)[..., : inputs.scored]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kvcompress.policies.protocols import LayerDemand
 
@@ -119,7 +120,7 @@ def apportion(log_weights: list[float], total: int, caps: tuple[int, ...] | list
     return [int(s) for s in seats]
 
 
-def _seats_below(logs: np.ndarray, total: int, limits: np.ndarray) -> np.ndarray:
+def _seats_below(logs: NDArray[np.float64], total: int, limits: NDArray[np.int64]) -> NDArray[np.int64]:
     """A start for the exact method: seats that every layer is sure to get, found by bisection on the divisor."""
     low, high = float(logs.min()) - math.log(total + 1) - 1, float(logs.max()) + 1
     for _ in range(64):
@@ -129,9 +130,13 @@ def _seats_below(logs: np.ndarray, total: int, limits: np.ndarray) -> np.ndarray
         else:
             high = middle
     # One seat less than the quotient: rounding of exp() must never give a seat that the priorities would not.
-    return np.maximum(_quotients(logs, high, limits) - 1, 0)
+    sure: NDArray[np.int64] = np.maximum(_quotients(logs, high, limits) - 1, 0)
+    return sure
 
 
-def _quotients(logs: np.ndarray, log_divisor: float, limits: np.ndarray) -> np.ndarray:
-    quotients: np.ndarray = np.floor(np.exp(np.minimum(logs - log_divisor, 60.0)))
-    return np.minimum(quotients, limits).astype(np.int64)
+def _quotients(
+    logs: NDArray[np.float64], log_divisor: float, limits: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    wanted = np.floor(np.exp(np.minimum(logs - log_divisor, 60.0)))
+    seats: NDArray[np.int64] = np.minimum(wanted, limits).astype(np.int64)
+    return seats

@@ -91,8 +91,8 @@ def test_schedule_goes_through_all_stages() -> None:
 def test_rate_warms_up_stays_and_falls() -> None:
     settings = Settings(steps=1000)
     assert rate_factor(settings, 0) == pytest.approx(1 / 50)
-    assert rate_factor(settings, 50) == rate_factor(settings, 599) == 1.0
-    assert rate_factor(settings, 800) == pytest.approx(0.515)
+    assert rate_factor(settings, 50) == rate_factor(settings, 619) == 1.0
+    assert rate_factor(settings, 810) == pytest.approx(0.515)
     assert rate_factor(settings, 1000) == pytest.approx(0.03)
 
 

@@ -58,8 +58,7 @@ class Architecture:
 
     def config(self) -> Any:
         """The tiny config."""
-        values = {key: value for key, value in (_SIZES | self.changes).items() if value is not _ABSENT}
-        return getattr(transformers, f"{self.family}Config")(**values)
+        return tiny_config(self.family, **self.changes)
 
 
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -135,6 +134,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         linear=True,
     ),
 }
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """The config of a family in the common small sizes, with changes."""
+    values = {key: value for key, value in (_SIZES | changes).items() if value is not _ABSENT}
+    return getattr(transformers, f"{family}Config")(**values)
 
 
 def build(name: str) -> PreTrainedModel:

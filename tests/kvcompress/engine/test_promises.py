@@ -64,7 +64,13 @@ def llama() -> PreTrainedModel:
     return shared_model("llama")
 
 
+def _skip_what_is_unsupported(model: PreTrainedModel, policy: str) -> None:
+    if policy.startswith("cake-reference") and model is shared_model("mistral-sliding"):
+        pytest.skip("CakeReference knows no sliding windows, and says so (see test_refusals)")
+
+
 def new_cache(model: PreTrainedModel, policy: str, **options: Any) -> CompressedCache:
+    _skip_what_is_unsupported(model, policy)
     return CompressedCache(model, ALL_POLICIES[policy](), **options)
 
 
@@ -91,7 +97,7 @@ def test_chunked_prefill_with_eviction_keeps_the_window(model: PreTrainedModel, 
             assert sorted(head)[-WINDOW:] == list(range(LONG + STEPS - 1 - WINDOW, LONG + STEPS - 1))
 
 
-@pytest.mark.parametrize("policy", ["full", "cake", "cake-ema", "snapkv", "streaming-llm", "random"])
+@pytest.mark.parametrize("policy", ["full", *EVICTING_POLICIES])
 def test_blocks_of_a_padded_batch_equal_rows_alone(model: PreTrainedModel, policy: str) -> None:
     rows = [prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)]
     ids, mask = left_padded(rows)
@@ -266,7 +272,7 @@ def test_generated_text_streams_from_another_thread(llama: PreTrainedModel, toke
 
 def test_pipeline_takes_the_cache(llama: PreTrainedModel, tokenizer: Any) -> None:
     generate = pipeline("text-generation", model=llama, tokenizer=tokenizer, device="cpu")
-    text = " ".join(f"w{i}" for i in prompt(LONG)[0].tolist())
+    text = " ".join(f"w{i:02}" for i in prompt(LONG)[0].tolist())
     cache = new_cache(llama, "cake")
     found = generate(text, past_key_values=cache, max_new_tokens=STEPS, do_sample=False, return_tensors=True)
     expected = greedy(llama, new_cache(llama, "cake"), prompt(LONG))
@@ -279,9 +285,9 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w3"))
+    words = Tokenizer(models.WordLevel({f"w{i:02}": i for i in range(VOCABULARY)}, unk_token="w03"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w3", pad_token="w0")
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w03", pad_token="w00")
 
 
 def test_two_generates_at_once_equal_their_own_sequential_runs(model: PreTrainedModel) -> None:
@@ -312,7 +318,8 @@ def test_deepcopy_continues_identically_and_independently(model: PreTrainedModel
     twin = copy.deepcopy(cache)
     assert twin._config.target is cache._config.target
     continued = forward(model, cache, prompt(4, 2))
-    teacher_forced(model, cache, prompt(5, 3), prompt(5, 4))  # the original goes on
+    forward(model, cache, prompt(5, 3))  # the original goes on
+    forward(model, cache, prompt(1, 4))
     assert torch.equal(forward(model, twin, prompt(4, 2)), continued)
 
 
@@ -322,7 +329,7 @@ def test_reset_cache_equals_a_new_one(model: PreTrainedModel, policy: str) -> No
     ids, mask = left_padded([prompt(MEDIUM), prompt(SHORT)])
     greedy(model, cache, ids, mask)
     cache.reset()
-    assert cache.num_bytes == 0
+    assert all(layer.store is None for layer in cache.compressed_layers)
     assert cache.get_seq_length() == 0
     assert torch.equal(
         teacher_forced(model, cache, prompt(LONG), prompt(STEPS, 1)),
@@ -457,6 +464,7 @@ def test_short_prompts_lose_nothing(model: PreTrainedModel, policy: str, length:
 @pytest.mark.parametrize("length", [1, 2, 7, 40])
 @pytest.mark.parametrize("policy", ["cake", "snapkv", "cake_reference", "random", "streaming_llm"])
 def test_window_of_one_and_no_budget(model: PreTrainedModel, policy: str, length: int) -> None:
+    _skip_what_is_unsupported(model, policy.replace("_", "-"))
     sinks = {"sink_tokens": 0} if policy == "streaming_llm" else {}
     for cache_size in (1, 2, 5):
         cache = CompressedCache(model, make_policy(policy, cache_size=cache_size, window_size=1, **sinks))

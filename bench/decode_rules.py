@@ -1,0 +1,178 @@
+"""Decode rules on the testbed at equal bytes: `python -m kvcompress.bench.decode_rules`.
+
+A prompt holds many facts and one question. Then the answer, the next question, its answer and so on are forced, one token
+at a time, and all questions are asked a second time; at each step the cache evicts. An answer counts as right if the
+model's best guess is right for every one of its tokens. The first answer, which the prefill was scored for, doesn't count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from types import MappingProxyType
+from typing import Annotated, Any, Final
+
+import numpy as np
+import torch
+import typer
+
+from kvcompress import Cake
+from kvcompress.bench.replay import next_logits, record_prefill, replay
+from kvcompress.bench.results_file import RESULTS, results, write_results
+from kvcompress.bench.testbed.accuracy import wilson_interval
+from kvcompress.bench.testbed.documents import Document, needles, pairs, variables
+from kvcompress.bench.testbed.location import MODEL_DIR, load_testbed
+from kvcompress.bench.testbed.vocabulary import BOS_ID, EOS_ID
+
+SCHEMA: Final = "kvcompress.decode_rules/1"
+RULES: Final = ("last_query", "ema", "accumulate", "keep_prompt", "position", "off")
+YARDSTICK: Final = "last_query"
+QUESTIONS: Final = 12
+PASSES: Final = 2
+ROOM: Final = 512  # ids of the context
+CACHE_SIZES: Final = (128, 256)
+WINDOW: Final = 8
+
+TASKS: Final[Mapping[str, Callable[[Random, int, int], Document]]] = MappingProxyType(
+    {
+        "needles": partial(needles, keys=QUESTIONS),
+        "variables": partial(variables, hops=2, chains=QUESTIONS),
+        "key_value": pairs,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A batch of long decodes.
+
+    Attributes:
+        prompts: int64 ``[documents, tokens]``, context and first question.
+        forced: int64 ``[documents, steps]``, what follows.
+        spans: of each answer but the first, where it lies in ``forced``: (start, end).
+    """
+
+    prompts: torch.Tensor
+    forced: torch.Tensor
+    spans: tuple[tuple[int, int], ...]
+
+
+def make_script(task: str, documents: range, *, room: int = ROOM, asked: int = QUESTIONS) -> Script:
+    """The documents of a task, fixed by their numbers; all of one task have the same lengths."""
+    prompts, forced = [], []
+    spans: list[tuple[int, int]] = []
+    for index in documents:
+        document = TASKS[task](Random(f"decode_rules:{task}:{room}:{index}"), room, asked)
+        questions = document.questions * PASSES
+        prompts.append([BOS_ID, *document.context, *questions[0].ids])
+        ids, spans = [*questions[0].answer, EOS_ID], []
+        for question in questions[1:]:
+            ids += question.ids
+            spans.append((len(ids), len(ids) + len(question.answer)))
+            ids += [*question.answer, EOS_ID]
+        forced.append(ids)
+    return Script(prompts=torch.tensor(prompts), forced=torch.tensor(forced), spans=tuple(spans))
+
+
+def policy_of(rule: str, cache_size: int) -> Cake:
+    """Cake with a decode rule. ``keep_prompt`` has a window of slots more per row, so it is given a window less."""
+    size = cache_size - WINDOW if rule == "keep_prompt" else cache_size
+    return Cake(cache_size=size, window_size=WINDOW, decode=rule)
+
+
+def judge(model: Any, cache: Any, script: Script) -> torch.Tensor:
+    """Forces the script through a prefilled cache: bool ``[documents, answers]``."""
+    steps = script.spans[-1][1] - 1
+    guesses = [next_logits(model, cache, script.forced[:, step]).argmax(-1) for step in range(steps)]
+    guessed = torch.stack(guesses, dim=1)  # the guess after step i is of token i + 1
+    hits = [(guessed[:, a - 1 : b - 1] == script.forced[:, a:b]).all(1) for a, b in script.spans]
+    return torch.stack(hits, dim=1)
+
+
+def run_rule(folder: Path, task: str, size: int, rule: str, documents: int) -> dict[str, Any]:
+    """One cell: a task under one rule at one cache size."""
+    torch.set_num_threads(1)
+    model, _ = load_testbed(folder=folder)
+    script = make_script(task, range(documents))
+    cache = replay(model, record_prefill(model, script.prompts), policy_of(rule, size))
+    hits = judge(model, cache, script)
+    first_pass = len(script.spans) // PASSES
+    low, high = wilson_interval(int(hits.sum()), hits.numel())
+    return {
+        "task": task,
+        "cache_size": size,
+        "rule": rule,
+        "documents": documents,
+        "answers": hits.numel(),
+        "correct": int(hits.sum()),
+        "accuracy": float(hits.double().mean()),
+        "interval_95": [round(low, 4), round(high, 4)],
+        "first_pass": float(hits[:, :first_pass].double().mean()),
+        "second_pass": float(hits[:, first_pass:].double().mean()),
+        "bytes_per_document": cache.num_bytes // documents,
+        "by_document": hits.sum(1).tolist(),
+    }
+
+
+def add_differences(cells: list[dict[str, Any]]) -> None:
+    """Adds to each cell its paired difference to the yardstick rule, with a bootstrap interval over documents."""
+    generator = np.random.default_rng(0)
+    base = {(c["task"], c["cache_size"]): np.array(c["by_document"]) for c in cells if c["rule"] == YARDSTICK}
+    for cell in cells:
+        each = cell["answers"] / cell["documents"]
+        gaps = (np.array(cell.pop("by_document")) - base[cell["task"], cell["cache_size"]]) / each
+        means = gaps[generator.integers(len(gaps), size=(2000, len(gaps)))].mean(1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        cell["difference"] = float(gaps.mean())
+        cell["difference_interval_95"] = [round(float(low), 4), round(float(high), 4)]
+
+
+def compare_rules(folder: Path, *, documents: int, sizes: tuple[int, ...] = CACHE_SIZES) -> list[dict[str, Any]]:
+    """Measures every task, size and rule, in two processes of one thread each.
+
+    Args:
+        folder: the testbed model's folder.
+        documents: documents per cell; the same ones for every rule.
+        sizes: tokens kept per layer and head on average.
+    """
+    jobs = list(product(TASKS, sizes, RULES))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run_rule, folder, task, size, rule, documents) for task, size, rule in jobs]
+        cells = [future.result() for future in futures]
+    add_differences(cells)
+    return cells
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Folder of the testbed model.")] = MODEL_DIR,
+    documents: Annotated[int, typer.Option(help="Documents per task, size and rule.")] = 100,
+    sizes: Annotated[str, typer.Option(help="Cache sizes, with commas.")] = ",".join(map(str, CACHE_SIZES)),
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "decode_rules.json",
+) -> None:
+    """Measure which decode rule loses least over a long decode."""
+    cells = compare_rules(model, documents=documents, sizes=tuple(int(size) for size in sizes.split(",")))
+    notes = {
+        "mode": f"{QUESTIONS} questions, {PASSES} times, forced token by token; the first answer doesn't count",
+        "context": ROOM,
+        "window_size": WINDOW,
+        "intervals": "interval_95: Wilson, over answers (those of one document are not independent); "
+        f"difference: paired, to {YARDSTICK}, bootstrap over documents",
+        "unequal_bytes": "off grows while decoding and shows what eviction while decoding costs at all",
+    }
+    write_results(results(cells, schema=SCHEMA, notes=notes), out)
+    for cell in cells:
+        typer.echo(
+            f"{cell['task']:10} {cell['cache_size']:4} {cell['rule']:12} {100 * cell['accuracy']:5.1f} % "
+            f"(1st {100 * cell['first_pass']:5.1f}, 2nd {100 * cell['second_pass']:5.1f})  difference "
+            f"{100 * cell['difference']:+5.1f} {cell['difference_interval_95']}  {cell['bytes_per_document'] / 1024:.0f} KiB"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

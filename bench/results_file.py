@@ -1,0 +1,122 @@
+"""The JSON of a benchmark run: where it was made, and its cases."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+SCHEMA: Final = "kvcompress.bench/1"
+PROJECT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = Path(__file__).resolve().parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on besides the code: commit, versions, device, processor, threads."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain")
+    gpu = torch.cuda.is_available()
+    return {
+        "commit": commit,
+        "dirty": None if status is None else bool(status),
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "driver": _nvidia_driver() if gpu else None,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
+        "threads": torch.get_num_threads(),
+        "cpu": _processor(),
+    }
+
+
+def results(
+    cases: Sequence[Mapping[str, Any]], *, schema: str = SCHEMA, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A run's whole content.
+
+    Args:
+        cases: its rows.
+        schema: name and version of the rows' form.
+        notes: what a reader must know to understand them.
+    """
+    return {"schema": schema, **environment(), **(notes or {}), "cases": list(cases)}
+
+
+def write_results(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a run, one case a line, so that a reader never sees half a file.
+
+    Args:
+        content: what :func:`results` returned.
+        path: the file; its folder is made if it is not there.
+    """
+    head = {key: value for key, value in content.items() if key != "cases"}
+    lines = ",\n    ".join(json.dumps(case, allow_nan=False) for case in content["cases"])
+    text = json.dumps(head, indent=2, allow_nan=False)[:-2] + ',\n  "cases": [\n    ' + lines + "\n  ]\n}\n"
+    replace_text(path, text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts a text in a file's place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        if path.exists():
+            os.chmod(partial, path.stat().st_mode & 0o777)
+        else:
+            os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _git(*arguments: str) -> str | None:
+    """A git command's output, or None where the project is no work tree."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _nvidia_driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Name of the processor and how many logical ones this process may use."""
+    name = platform.processor() or platform.machine()
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name} ({usable} logical)"

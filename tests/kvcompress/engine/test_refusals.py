@@ -1,0 +1,352 @@
+"""What cannot work says so: the rule, what was got, and the way out. Nothing runs uncompressed or wrong in silence."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from kvcompress import (
+    Cake,
+    CakeReference,
+    CacheStateError,
+    CompressedCache,
+    Full,
+    Policy,
+    SnapKV,
+    StreamingLLM,
+    UnsupportedModelError,
+    detach,
+    make_policy,
+)
+from tests.kvcompress.engine.architectures import build, randomised, shared_model, tiny_config
+from tests.kvcompress.engine.helpers import LONG, MEDIUM, difference, forward, full_cache, greedy, kept, left_padded, prompt
+
+SMALL: dict[str, Any] = {"cache_size": 40, "window_size": 8}
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return shared_model("llama")
+
+
+def used_cache(model: PreTrainedModel, policy: Policy | None = None) -> CompressedCache:
+    cache = CompressedCache(model, policy or Cake(**SMALL))
+    greedy(model, cache, prompt(LONG))
+    return cache
+
+
+# ---- models -----------------------------------------------------------------------------------------------------------
+
+_MLA = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "num_key_value_heads": 4, "head_dim": 8,
+}  # fmt: skip
+_SHARED_KEYS = {
+    "head_dim": 8, "num_kv_shared_layers": 2, "sliding_window": 24, "vocab_size_per_layer_input": 97,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 8,
+}  # fmt: skip
+_GEMMA3N = _SHARED_KEYS | {
+    "intermediate_size": [48] * 4, "activation_sparsity_pattern": None, "laurel_rank": 4, "altup_num_inputs": 2
+}  # fmt: skip
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+_DEEPSEEK = _MLA | {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+    "n_shared_experts": 1, "first_k_dense_replace": 2,
+}  # fmt: skip
+
+# name: (family, model class, config changes, part of the message)
+UNSUPPORTED: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "encoder-decoder": ("T5", "T5ForConditionalGeneration", _T5, "encoder-decoder"),
+    "shared-keys": ("Gemma3nText", "Gemma3nForCausalLM", _GEMMA3N, "num_kv_shared_layers=2"),
+    "linear-only": ("Mamba2", "Mamba2ForCausalLM", {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8}, "no layer"),
+    "own-attention-code": ("Bloom", "BloomForCausalLM", {"n_layer": 3, "n_head": 4}, "attention code of its own"),
+    "two-states-per-layer": (
+        "FalconH1",
+        "FalconH1ForCausalLM",
+        {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1, "mamba_d_state": 8, "head_dim": 8},
+        "LinearAttentionAndFullAttentionLayer",
+    ),
+}
+
+
+def tiny(family: str, model_class: str, changes: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return randomised(getattr(transformers, model_class)._from_config(tiny_config(family, **changes)))
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_model_is_refused_at_once_and_left_alone(name: str) -> None:
+    family, model_class, changes, message = UNSUPPORTED[name]
+    model = tiny(family, model_class, changes)
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        CompressedCache(model, Full())
+    assert "Cache" in str(caught.value).split(message)[-1] or "DynamicCache" in str(caught.value)
+    assert model.config._attn_implementation == before
+
+
+# Models that work on the keys between `update` and attention, or attend twice: it shows when they run.
+UNSUPPORTED_WHEN_RUN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "latent-attention": ("DeepseekV3", "DeepseekV3ForCausalLM", _DEEPSEEK),
+    "one-mask-per-head": ("Doge", "DogeForCausalLM", {"head_dim": 8}),
+    "two-attentions-per-update": ("DiffLlama", "DiffLlamaForCausalLM", {}),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_WHEN_RUN)
+def test_unsupported_attention_is_refused_before_any_token(name: str) -> None:
+    model = tiny(*UNSUPPORTED_WHEN_RUN[name])
+    cache = CompressedCache(model, Cake(**SMALL))
+    for _ in range(2):  # and trying again does not help
+        with pytest.raises((CacheStateError, UnsupportedModelError), match="[Uu]se DynamicCache"):
+            forward(model, cache, prompt(LONG))
+
+
+def test_chunked_attention_layers_are_never_compressed() -> None:
+    types = ["chunked_attention"] * 3 + ["full_attention"]
+    changes = {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 16}
+    model = tiny("Llama4Text", "Llama4ForCausalLM", changes | {"no_rope_layers": [1, 1, 1, 0], "layer_types": types})
+    cache = CompressedCache(model, Full(), compress_sliding=True)
+    assert [layer.layer_idx for layer in cache.compressed_layers] == [3]
+    expected = greedy(model, full_cache(model), prompt(MEDIUM))
+    torch.testing.assert_close(greedy(model, cache, prompt(MEDIUM)), expected)
+
+
+def test_position_bias_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(UnsupportedModelError, match="position bias"), torch.no_grad():
+        llama(
+            prompt(LONG),
+            past_key_values=CompressedCache(llama, Cake(**SMALL)),
+            position_bias=torch.zeros(1, 4, LONG, LONG),
+        )
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt-oss", "mistral-sliding"])
+def test_reference_policy_refuses_what_its_authors_did_not_know(name: str) -> None:
+    cache = CompressedCache(shared_model(name), CakeReference(**SMALL))
+    with pytest.raises(UnsupportedModelError, match="softcap"):
+        forward(shared_model(name), cache, prompt(LONG))
+
+
+# ---- states -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 20, 50, 60, LONG, LONG + 11])
+def test_unrelated_prompt_on_a_used_cache(llama: PreTrainedModel, length: int) -> None:
+    cache = used_cache(llama)  # has seen LONG + 11
+    with pytest.raises(CacheStateError, match=r"cache\.reset\(\)"):
+        greedy(llama, cache, prompt(length, 7))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-eager", "gemma3", "mistral-sliding"])
+def test_unrelated_padded_prompts_on_a_used_cache(name: str) -> None:
+    model = shared_model(name)
+    ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2)])
+    cache = CompressedCache(model, Cake(**SMALL))
+    greedy(model, cache, ids, mask)
+    other, other_mask = left_padded([prompt(80, 5), prompt(MEDIUM, 6)])
+    with pytest.raises(CacheStateError, match=r"cache\.reset\(\)"):
+        greedy(model, cache, other, other_mask)
+
+
+def test_another_batch_size_on_a_used_cache(llama: PreTrainedModel) -> None:
+    cache = used_cache(llama)
+    with pytest.raises(CacheStateError, match=r"holds 1 sequences and was given a batch of 2"):
+        forward(llama, cache, prompt(1).repeat(2, 1))
+
+
+def test_detached_model(llama: PreTrainedModel) -> None:
+    model = build("llama")
+    cache = used_cache(model)
+    detach(model)
+    with pytest.raises(CacheStateError, match=r"kvcompress\.attach\(model\)"):
+        forward(model, cache, prompt(1))
+
+
+def test_implementation_set_by_hand_while_a_cache_is_in_use() -> None:
+    model = build("llama")
+    cache = used_cache(model)
+    model.set_attn_implementation("eager")
+    with pytest.raises(CacheStateError, match="set_attn_implementation"):
+        forward(model, cache, prompt(1))
+
+
+def test_training_mode() -> None:
+    model = build("llama").train()
+    cache = CompressedCache(model, Cake(**SMALL))
+    with pytest.raises(CacheStateError, match=r"model\.eval\(\)"):
+        forward(model, cache, prompt(LONG))
+    model.eval()
+    with pytest.raises(CacheStateError, match="never attended"):  # the failed run left half a state behind
+        forward(model, cache, prompt(LONG))
+    cache.reset()
+    forward(model, cache, prompt(LONG))
+
+
+def test_interrupted_prefill_cannot_be_continued(llama: PreTrainedModel) -> None:
+    model = build("llama")
+    cache = CompressedCache(model, Cake(**SMALL))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.model.layers[2].mlp.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        forward(model, cache, prompt(LONG))
+    handle.remove()
+    with pytest.raises(CacheStateError, match=r"reached 3 of 4 layers.*cache\.reset\(\)"):
+        forward(model, cache, prompt(5))
+    cache.reset()
+    assert torch.equal(forward(model, cache, prompt(LONG)), forward(llama, CompressedCache(llama, Cake(**SMALL)), prompt(LONG)))
+
+
+@pytest.mark.parametrize(
+    "policy", [Cake(**SMALL), SnapKV(**SMALL), StreamingLLM(cache_size=40), CakeReference(**SMALL)], ids=lambda p: p.name
+)
+def test_crop_after_eviction(llama: PreTrainedModel, policy: Policy) -> None:
+    cache = used_cache(llama, policy)
+    with pytest.raises(CacheStateError, match="DynamicCache for assisted decoding"):
+        cache.crop(-3)
+
+
+def test_eviction_while_decoding_forbids_crop(llama: PreTrainedModel) -> None:
+    cache = CompressedCache(llama, SnapKV(**SMALL, decode="last_query"))
+    forward(llama, cache, prompt(38))
+    forward(llama, cache, prompt(1))
+    cache.crop(-1)
+    for _ in range(4):
+        forward(llama, cache, prompt(1))
+    with pytest.raises(CacheStateError, match="evicted"):
+        cache.crop(-1)
+
+
+def test_prompt_lookup_after_eviction(llama: PreTrainedModel) -> None:
+    cache = CompressedCache(llama, Cake(**SMALL))
+    with pytest.raises(CacheStateError, match="prompt"):
+        greedy(llama, cache, prompt(15).repeat(1, 6), prompt_lookup_num_tokens=4, steps=30)
+
+
+def test_crop_takes_a_negated_count(llama: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="negated"):
+        used_cache(llama, Full()).crop(3)
+
+
+def test_offloading(llama: PreTrainedModel) -> None:
+    with pytest.raises(CacheStateError, match=r"offloaded.*DynamicCache\(offloading=True\)"):
+        used_cache(llama).layers[0].offload()
+
+
+def test_overflowing_attention(llama: PreTrainedModel) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight.mul_(float("inf"))
+    with pytest.raises(CacheStateError, match="not finite"):
+        forward(model, CompressedCache(model, Cake(**SMALL)), prompt(LONG))
+
+
+def test_layers_that_are_not_compressed_or_empty(llama: PreTrainedModel) -> None:
+    hybrid = shared_model("gemma3")
+    cache = CompressedCache(hybrid, Cake(**SMALL))
+    with pytest.raises(ValueError, match="compressed layers: 1, 3"):
+        cache.kept_positions(0)
+    for index in (-1, 4):
+        with pytest.raises(ValueError, match="not compressed"):
+            cache.kept_positions(index)
+    with pytest.raises(ValueError, match="holds nothing yet"):
+        cache.statistics(1)
+
+
+# ---- parameters -------------------------------------------------------------------------------------------------------
+
+NAN, INFINITY = float("nan"), float("inf")
+WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("cake", {"cache_size": 8, "window_size": 9}, ValueError, "window_size"),
+    ("cake", {"cache_size": 10, "window_size": 8, "sink_tokens": 3}, ValueError, "sink_tokens"),
+    ("cake", {"cache_size": 0}, ValueError, "cache_size"),
+    ("cake", {"cache_size": -5}, ValueError, "cache_size"),
+    ("cake", {"cache_size": 64.0}, TypeError, "cache_size"),
+    ("cake", {"cache_size": "64"}, TypeError, "cache_size"),
+    ("cake", {"cache_size": True}, TypeError, "cache_size"),
+    ("cake", {}, ValueError, "cache_size"),
+    ("cake", {"cache_size": 64, "compression_ratio": 0.5}, ValueError, "compression_ratio"),
+    ("cake", {"compression_ratio": 1.0}, ValueError, "compression_ratio"),
+    ("cake", {"compression_ratio": -0.1}, ValueError, "compression_ratio"),
+    ("cake", {"compression_ratio": NAN}, ValueError, "compression_ratio"),
+    ("cake", {"compression_ratio": "half"}, TypeError, "compression_ratio"),
+    ("cake", {"cache_size": 64, "window_size": 0}, ValueError, "window_size"),
+    ("cake", {"cache_size": 64, "window_size": -1}, ValueError, "window_size"),
+    ("cake", {"cache_size": 64, "window_size": 1.5}, TypeError, "window_size"),
+    ("cake", {"cache_size": 64, "sink_tokens": -1}, ValueError, "sink_tokens"),
+    ("cake", {"cache_size": 64, "tau1": 0.0}, ValueError, "tau1"),
+    ("cake", {"cache_size": 64, "tau1": NAN}, ValueError, "tau1"),
+    ("cake", {"cache_size": 64, "tau2": -1.0}, ValueError, "tau2"),
+    ("cake", {"cache_size": 64, "tau2": INFINITY}, ValueError, "tau2"),
+    ("cake", {"cache_size": 64, "gamma": -1.0}, ValueError, "gamma"),
+    ("cake", {"cache_size": 64, "gamma": NAN}, ValueError, "gamma"),
+    ("cake", {"cache_size": 64, "gamma": "200"}, TypeError, "gamma"),
+    ("cake", {"cache_size": 64, "decode": "newest"}, ValueError, "decode"),
+    ("cake", {"cache_size": 64, "tau": 1.0}, TypeError, "tau"),
+    ("cake_reference", {"cache_size": 64, "sink_tokens": 4}, ValueError, "sink_tokens"),
+    ("snapkv", {"cache_size": 64, "pool_size": 4}, ValueError, "pool_size"),
+    ("random", {"cache_size": 64, "seed": -1}, ValueError, "seed"),
+    ("full", {"cache_size": 64}, ValueError, "cache_size"),
+    ("streaming_llm", {"cache_size": 4}, ValueError, "sink_tokens"),
+    ("nonsense", {}, ValueError, "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_wrong_parameters_are_named(name: str, parameters: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_policy(name, **parameters)
+
+
+WRONG_CACHES: dict[str, tuple[Callable[[PreTrainedModel], Any], type[Exception], str]] = {
+    "model": (lambda model: CompressedCache(model.config, Full()), TypeError, "model"),
+    "policy-class": (lambda model: CompressedCache(model, Cake), TypeError, "policy"),
+    "policy-name": (lambda model: CompressedCache(model, "cake"), TypeError, "make_policy"),
+    "cascade-every": (lambda model: CompressedCache(model, Full(), cascade_every=0), ValueError, "cascade_every"),
+    "backend": (lambda model: CompressedCache(model, Full(), backend="cuda"), ValueError, "backend"),
+    "static-growing": (lambda model: CompressedCache(model, Full(), static=True), ValueError, "decode"),
+    "static-reference": (lambda model: CompressedCache(model, CakeReference(**SMALL), static=True), ValueError, "static"),
+    "static-snapkv": (lambda model: CompressedCache(model, SnapKV(**SMALL), static=True), ValueError, "last_query"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CACHES)
+def test_wrong_arguments_of_a_cache_are_named(llama: PreTrainedModel, name: str) -> None:
+    make, error, message = WRONG_CACHES[name]
+    with pytest.raises(error, match=message):
+        make(llama)
+
+
+# ---- hybrids: what is not compressed is left alone ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen3-next"])
+def test_other_layers_keep_what_transformers_keeps(name: str) -> None:
+    model = shared_model(name)
+    cache, full = CompressedCache(model, Cake(**SMALL)), full_cache(model)
+    for held in (cache, full):
+        greedy(model, held, prompt(LONG))
+    compressed = {layer.layer_idx for layer in cache.compressed_layers}
+    assert compressed == {1, 3}
+    for index, (ours, theirs) in enumerate(zip(cache.layers, full.layers, strict=True)):
+        if index not in compressed:
+            assert type(ours) is type(theirs)
+    # The first layer comes before any compressed one, and the tokens of the prompt are the same.
+    first, expected = CompressedCache(model, Cake(**SMALL)), full_cache(model)
+    forward(model, first, prompt(LONG))
+    forward(model, expected, prompt(LONG))
+    for ours, theirs in zip(_states(first.layers[0]), _states(expected.layers[0]), strict=True):
+        assert difference(ours, theirs) <= 1e-6
+    assert len(kept(first, 1)[0]) < LONG
+
+
+def _states(layer: Any) -> list[torch.Tensor]:
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    return [*layer.conv_states.values(), *layer.recurrent_states.values()]
