@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -77,14 +78,12 @@ def _full_cache(tokens: int, token: Token) -> Contender:
 
     def step() -> torch.Tensor:
         keys, values = cache.update(token[1], token[2], 0)
-        output: torch.Tensor = sdpa_attention_forward(
-            module, token[0], keys, values, None, scaling=HEAD_DIM**-0.5
-        )[0]
+        output: torch.Tensor = sdpa_attention_forward(module, token[0], keys, values, None, scaling=HEAD_DIM**-0.5)[0]
         return output
 
     def error() -> float:
         output = step()
-        layer = cache.layers[0]
+        layer: Any = cache.layers[0]
         return relative_error(output, exact_attention(token[0], layer.keys, layer.values))
 
     return Contender(

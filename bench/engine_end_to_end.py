@@ -48,9 +48,7 @@ def _compressed(model: LlamaForCausalLM, tokens: int) -> CakeCache:
 
 def _run(model: LlamaForCausalLM, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Logits of the last token, ``[1, 1, vocabulary]``."""
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    if logits is None:
-        raise RuntimeError("the model returned no logits")
+    logits: torch.Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     return logits
 
 
@@ -72,9 +70,7 @@ def _prefill(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int) -> lis
             run=lambda: _run(model, prompt, _compressed(model, tokens)),
             error=lambda: relative_error(_run(model, prompt, _compressed(model, tokens)), expected),
         ),
-        Contender(
-            provider="dynamic_cache_sdpa", run=lambda: _run(model, prompt, DynamicCache(config=model.config))
-        ),
+        Contender(provider="dynamic_cache_sdpa", run=lambda: _run(model, prompt, DynamicCache(config=model.config))),
     ]
     case = Case(name="prefill_model", shape=_shape(tokens, model), ratio_to="dynamic_cache_sdpa")
     return measure(case, contenders, repeats=repeats)

@@ -189,5 +189,3 @@ def compaction(*, quick: bool) -> list[CaseRow]:
     ]
     case = Case(name="compact", shape=f"{KV_HEADS} x {budget + WINDOW} of {tokens} tokens, D={HEAD_DIM}")
     return measure(case, contenders, repeats=3 if quick else 40)
-
-

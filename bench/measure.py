@@ -30,8 +30,8 @@ class WrongResultError(RuntimeError):
 class CaseRow(TypedDict):
     """One contender of one case, as it stands in the JSON.
 
-    ``median``, ``q20`` and ``q80`` are times of one call in ``unit``. ``ratio`` is this contender's time divided by that
-    of the contender ``ratio_to``: the median over the rounds; ``ratio_q20`` and ``ratio_q80`` are its quantiles.
+    ``median``, ``q20`` and ``q80`` are times of one call in ``unit``. ``ratio`` is this contender's time divided by
+    that of the contender ``ratio_to``: the median over the rounds; ``ratio_q20`` and ``ratio_q80`` are its quantiles.
     """
 
     case: str

@@ -57,9 +57,7 @@ class LayerDriver:
         self.model = model
         self.cache = CompressedCache(model, policy)
 
-    def block(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int = 0
-    ) -> torch.Tensor:
+    def block(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int = 0) -> torch.Tensor:
         """Several tokens: compresses them; their attention among each other is left out.
 
         Args:

@@ -1,7 +1,7 @@
 """Policies on the testbed at small budgets: `python -m kvcompress.bench.policies_at_small_budgets`.
 
-Query-aware: the question ends the prompt. The first answer token then comes from the uncompressed prefill, so every task
-here has answers of several tokens, and all must be right.
+Query-aware: the question ends the prompt. The first answer token then comes from the uncompressed prefill, so every
+task here has answers of several tokens, and all must be right.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ def answer(model: Any, cache: CompressedCache, first: torch.Tensor, count: int) 
     ids = [first]
     while len(ids) < count:
         ids.append(next_logits(model, cache, ids[-1]).argmax(-1))
-    return torch.stack(ids, dim=1).tolist()  # type: ignore[no-any-return]
+    rows: list[list[int]] = torch.stack(ids, dim=1).tolist()
+    return rows
 
 
-def judge_batch(folder: Path, task: str, length: int, sizes: tuple[int, ...], first: int, last: int) -> list[dict[str, Any]]:
+def judge_batch(
+    folder: Path, task: str, length: int, sizes: tuple[int, ...], first: int, last: int
+) -> list[dict[str, Any]]:
     """Runs the examples ``first`` to ``last`` of a task under every policy; one row per policy and cache size."""
     torch.set_num_threads(1)
     model, _ = load_testbed(folder=folder)

@@ -1,7 +1,7 @@
 """One prefill, compressed many times: what a prompt's attention computes does not depend on the policy.
 
-A block attends before anything of it is evicted, so queries, keys and values of a prompt are the same under every policy.
-They are recorded once and handed to each policy's cache, which leaves it in the state that a prefill of its own would.
+A block attends before anything of it is evicted, so queries, keys and values of a prompt are the same under every
+policy. They are recorded once and handed to each policy's cache, which is then as a prefill of its own would leave it.
 """
 
 from __future__ import annotations

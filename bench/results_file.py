@@ -85,9 +85,7 @@ def replace_text(path: Path, text: str) -> None:
 def _git(*arguments: str) -> str | None:
     """A git command's output, or None where the project is no work tree."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=30
-        )
+        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

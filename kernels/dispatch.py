@@ -17,7 +17,8 @@ Backend = Literal["auto", "triton", "torch"]
 
 BACKENDS: tuple[str, ...] = ("auto", "triton", "torch")
 
-# (operation, backend) -> "module:function"; imported on first use, so that Triton is never needed to import the package.
+# (operation, backend) -> "module:function"; imported on first use, so that Triton is never needed to import
+# the package.
 IMPLEMENTATIONS: dict[tuple[str, str], str] = {
     ("window_scores", "torch"): "kvcompress.kernels.window_scores.reference:window_scores_reference",
     ("select_top_k", "torch"): "kvcompress.kernels.select_top_k.reference:select_top_k_reference",

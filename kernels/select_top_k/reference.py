@@ -8,7 +8,8 @@ import torch
 def select_top_k_reference(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the ``k`` highest scores of each row, best first.
 
-    The order is total, so the result depends on nothing but the scores: higher score first, equal scores (``-0.0`` equals
+    The order is total, so the result depends on nothing but the scores: higher score first, equal scores
+    (``-0.0`` equals
     ``0.0``) by lower index, NaN below ``-inf``.
 
     Args:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-# Elements of one block over heads and queries. 2^18 float32 values are 1 MiB: a block stays in a core's L2 cache through
+# Elements of one block over heads and queries. 2^18 float32 values are 1 MiB: a block stays in a core's L2
+# cache through
 # all passes. The split depends on heads and window alone, so results don't depend on the device or the batch.
 _BLOCK_ELEMENTS = 1 << 18
 

@@ -34,12 +34,11 @@ def generate(
     from kvcompress.commands.generation import Request, run_request
     from kvcompress.commands.prompts import read_prompt
 
-    sizes = {"cache_size": cache_size, "compression_ratio": compression_ratio}
-    shares = {"window_size": window_size, "sink_tokens": sink_tokens}
-    weights = {"tau1": tau1, "tau2": tau2, "gamma": gamma}
+    sizes = {"cache_size": cache_size, "compression_ratio": compression_ratio, "window_size": window_size}
+    weights = {"sink_tokens": sink_tokens, "tau1": tau1, "tau2": tau2, "gamma": gamma}
     request = Request(
         prompt=read_prompt(prompt, prompt_file),
-        choice=PolicyChoice(policy, {**sizes, **shares, **weights}, preset=preset, seed=seed),
+        choice=PolicyChoice(policy, sizes | weights, preset=preset, seed=seed),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,

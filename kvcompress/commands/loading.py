@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
+from rich.console import Console
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -97,19 +101,27 @@ def load_model(name: str | None, place: Place) -> LoadedModel:
     Raises:
         CommandError: it cannot be found, read or compressed.
     """
-    transformers_logging.set_verbosity_error()  # what it would say is said here, in one line
+    for library in (transformers_logging, hub_logging):
+        library.set_verbosity_error()  # what they would say is said here, in one line
     transformers_logging.disable_progress_bar()
     source = _source(name)
-    _check_config(source, name or EMBEDDED)
-    model, info = _read_weights(source, place)
+    with _waiting(f"loading {name or 'the embedded model'}"):
+        _check_config(source, name or EMBEDDED)
+        model, info = _read_weights(source, place)
+        tokenizer = _read_tokenizer(source)
     if name is None and place.device.type == "cpu":
         torch.set_num_threads(1)  # the model is too small to share; waiting for busy processors costs seconds
     return LoadedModel(
         name=name or EMBEDDED,
         model=model.to(place.device).eval(),
-        tokenizer=_read_tokenizer(source),
+        tokenizer=tokenizer,
         warnings=_missing_weights(sorted(info["missing_keys"])),
     )
+
+
+def _waiting(what: str) -> AbstractContextManager[object]:
+    """Shows on a terminal that something goes on."""
+    return Console(stderr=True).status(what) if sys.stderr.isatty() else nullcontext()
 
 
 def _read_weights(source: str, place: Place) -> tuple[Any, dict[str, Any]]:

@@ -82,9 +82,7 @@ class Cascade:
     def limits(self, budgets: list[list[int]]) -> list[list[int | None]]:
         """How far each layer's tokens may grow while decoding, ``[layers][batch]``."""
         allocator = self.policy.layer_allocator
-        columns = [
-            allocator.limits(demand, [row[b] for row in budgets]) for b, demand in enumerate(self._demands())
-        ]
+        columns = [allocator.limits(demand, [row[b] for row in budgets]) for b, demand in enumerate(self._demands())]
         return [list(row) for row in zip(*columns, strict=True)]
 
     def _demands(self) -> list[LayerDemand]:
@@ -117,7 +115,8 @@ class Cascade:
             device = parts[-1].device
             flat = torch.cat([part.flatten().to(device, torch.float64) for part in parts]).cpu()
             parts = [
-                piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
+                piece.view(part.shape)
+                for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
             ]
         values = iter(parts)
         for entry in fresh:
@@ -135,7 +134,8 @@ class Cascade:
         if self.policy.layer_allocator.needs_statistics:
             if entry.device_entropy is None or entry.device_variance is None:
                 raise TypeError(
-                    f"the layer allocator of policy {self.policy.name!r} needs entropy and variance, and its scorer gives "
+                    f"the layer allocator of policy {self.policy.name!r} needs entropy and variance, and its "
+                    f"scorer gives "
                     "none. Return them in LayerScores, or use an allocator that doesn't need them."
                 )
             parts += [entry.device_entropy, entry.device_variance]
@@ -146,6 +146,7 @@ def _check_finite(entry: ScoredLayer) -> None:
     for value in entry.entropy or []:
         if value != value or value in (float("inf"), float("-inf")):
             raise CacheStateError(
-                f"the attention of layer {entry.layer.layer_idx} is not finite (entropy {value}); the model overflows in "
+                f"the attention of layer {entry.layer.layer_idx} is not finite (entropy {value}); the model "
+                f"overflows in "
                 "this dtype. Load it in bfloat16 or float32."
             )

@@ -54,9 +54,7 @@ class AttentionCall:
 
     def run_base(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The base implementation on the new block alone."""
-        return _run_base(
-            self.base, self.module, self.query, self.key, self.value, self.mask, **self.options
-        )
+        return _run_base(self.base, self.module, self.query, self.key, self.value, self.mask, **self.options)
 
 
 def attention_forward(
@@ -109,10 +107,7 @@ def tag_key(key: torch.Tensor, cache: CompressedCache, layer: CompressedLayer) -
 def _run_base(
     base: str, module: torch.nn.Module, *tensors: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if base == "eager":
-        function = _eager_forward(module)
-    else:
-        function = ALL_ATTENTION_FUNCTIONS[base]
+    function = _eager_forward(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
     target: Any = _FlashModule(module, base) if "flash" in base else module
     output: tuple[torch.Tensor, torch.Tensor | None] = function(target, *tensors, **kwargs)
     return output

@@ -32,7 +32,8 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
         )
     if getattr(config, "num_kv_shared_layers", None):
         raise UnsupportedModelError(
-            f"{name} shares keys between layers (num_kv_shared_layers={config.num_kv_shared_layers}), which compression does "
+            f"{name} shares keys between layers (num_kv_shared_layers={config.num_kv_shared_layers}), which "
+            f"compression does "
             "not support. Use DynamicCache for this model."
         )
     layers = list(DynamicCache(config=config).layers)
@@ -41,11 +42,13 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     if compress_sliding is None:
         compress_sliding = not any(type(layer) is DynamicLayer for layer in layers)
     built = [
-        _build(i, layer, name, compress_sliding and not _is_chunked(config, i), static) for i, layer in enumerate(layers)
+        _build(i, layer, name, compress_sliding and not _is_chunked(config, i), static)
+        for i, layer in enumerate(layers)
     ]
     if not any(isinstance(layer, CompressedLayer) for layer in built):
         raise UnsupportedModelError(
-            f"no layer of {name} would be compressed: all are sliding-window, chunked or linear ones. Pass compress_sliding=True to "
+            f"no layer of {name} would be compressed: all are sliding-window, chunked or linear ones. Pass "
+            f"compress_sliding=True to "
             "compress sliding-window layers, or use DynamicCache."
         )
     return built
@@ -59,13 +62,14 @@ def _build(index: int, layer: Any, model: str, compress_sliding: bool, static: b
     if hasattr(layer, "update_recurrent_state") and not hasattr(layer, "update"):
         return layer  # linear attention keeps a state of fixed size
     raise UnsupportedModelError(
-        f"layer {index} of {model} keeps a {type(layer).__name__}, which compression does not support. Use DynamicCache for "
+        f"layer {index} of {model} keeps a {type(layer).__name__}, which compression does not support. Use "
+        f"DynamicCache for "
         "this model."
     )
 
 
 def _is_chunked(config: Any, index: int) -> bool:
-    """Whether a layer attends within chunks (Llama 4): transformers' cache layer is the sliding one, the mask is not."""
+    """Whether a layer attends within chunks (Llama 4): transformers caches it as sliding, but masks it otherwise."""
     types = getattr(config, "layer_types", None)
     if types is None:
         return getattr(config, "attention_chunk_size", None) is not None

@@ -76,6 +76,7 @@ class CompressedCache(Cache):
         self.policy = policy
         self.keep_statistics = keep_statistics
         self.cascade_every = cascade_every
+        self.static = static
         self.compressed_layers = [layer for layer in layers if isinstance(layer, CompressedLayer)]
         self.cascade = Cascade(policy, len(self.compressed_layers), cascade_every)
         self.observers: list[Observer] = []
@@ -102,6 +103,8 @@ class CompressedCache(Cache):
         Raises:
             CacheStateError: the model was detached, or some layer was updated and never attended.
         """
+        if torch.compiler.is_compiling() and not self.static:
+            _stay_out_of_graphs()
         self._check_attended()
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer = self.layers[layer_idx]
@@ -119,14 +122,16 @@ class CompressedCache(Cache):
         """Called by the attention function: attends a layer's new tokens and compresses the layer."""
         if not layer.pending:
             raise CacheStateError(
-                f"layer {layer.layer_idx} was attended twice for one update: this model shares keys between layers, which "
+                f"layer {layer.layer_idx} was attended twice for one update: this model shares keys between "
+                f"layers, which "
                 "compression does not support. Use DynamicCache for this model."
             )
         layer.pending, self._pending = False, None
         if layer is self.compressed_layers[0] and self.cascade.unfinished:
             raise CacheStateError(
                 f"the last prefill reached {len(self.cascade.scored)} of {len(self.compressed_layers)} layers: it was "
-                "interrupted, or the model skips layers. Call cache.reset() or make a new cache; for a model that skips "
+                "interrupted, or the model skips layers. Call cache.reset() or make a new cache; for a model "
+                "that skips "
                 "layers use DynamicCache."
             )
         if layer.store is not None and call.query.shape[2] == 1:
@@ -136,13 +141,16 @@ class CompressedCache(Cache):
     def _check_attended(self) -> None:
         if not is_attached(self._config.target):
             raise CacheStateError(
-                "the cache's model is no longer attached (detach or set_attn_implementation was called), so nothing would be "
+                "the cache's model is no longer attached (detach or set_attn_implementation was called), so "
+                "nothing would be "
                 "compressed. Call kvcompress.attach(model), and make a new cache if tokens were lost."
             )
         if self._pending is not None:
             raise CacheStateError(
-                f"layer {self._pending.layer_idx} was updated but never attended through transformers' attention interface: the "
-                "model works on the keys between update and attention, or shares them, which compression does not support. "
+                f"layer {self._pending.layer_idx} was updated but never attended through transformers' "
+                f"attention interface: the "
+                "model works on the keys between update and attention, or shares them, which compression does "
+                "not support. "
                 "Use DynamicCache for this model."
             )
 
@@ -194,7 +202,8 @@ class CompressedCache(Cache):
             layer_idx: index of the layer in the model.
 
         Returns:
-            int64 ``[batch, kv_heads, most]``: absolute positions, i.e. columns of the (padded) ``input_ids`` and of what
+            int64 ``[batch, kv_heads, most]``: absolute positions, i.e. columns of the (padded) ``input_ids``
+            and of what
             was generated; ascending, for ``CakeReference`` in storage order; -1 padded at the end of shorter rows.
         """
         layer = self.layer(layer_idx)
@@ -289,3 +298,13 @@ def _layer_report(layer: CompressedLayer) -> LayerReport:
         num_bytes=_layer_bytes(layer),
         full_bytes=int(layer.seen) * store.rows * per_token,
     )
+
+
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
+    reason="a compressed cache is compiled in one graph only if it was made with static=True"
+)
+def _stay_out_of_graphs() -> None:
+    """Breaks a compiled graph at a cache whose counts change on the host, so that no step is compiled anew.
+
+    With ``fullgraph=True`` torch raises, and shows the reason.
+    """

@@ -53,9 +53,7 @@ class Rows:
 
     def filled(self, lengths: list[int]) -> list[int]:
         """Tokens in each row now: one slot always stays free."""
-        return [
-            min(h + w + self.steps, n - 1) for h, w, n in zip(self.held, self.window, lengths, strict=True)
-        ]
+        return [min(h + w + self.steps, n - 1) for h, w, n in zip(self.held, self.window, lengths, strict=True)]
 
     def filled_at_prefill(self) -> list[int]:
         """Tokens in each row after prefill."""
@@ -137,7 +135,8 @@ class CompressedLayer(CacheLayerMixin):
         queries = query_length if isinstance(query_length, int) else query_length.shape[0]
         if queries == 0:
             raise CacheStateError(
-                f"there is no new token: the cache has seen {int(self.seen)} tokens, and the prompt does not go beyond them. "
+                f"there is no new token: the cache has seen {int(self.seen)} tokens, and the prompt does not go "
+                f"beyond them. "
                 "Call cache.reset() or make a new cache for a new prompt."
             )
         if self.store is not None and queries == 1:
@@ -194,7 +193,8 @@ class CompressedLayer(CacheLayerMixin):
             return
         if self.evicted or self.static or self.order is not None:
             raise CacheStateError(
-                "a compressed cache cannot be cropped once tokens have been evicted: they are gone (assisted decoding and "
+                "a compressed cache cannot be cropped once tokens have been evicted: they are gone (assisted "
+                "decoding and "
                 "prompt lookup crop). Generate without an assistant, or use DynamicCache for assisted decoding."
             )
         self.seen = int(self.seen) + tokens_to_remove
@@ -205,7 +205,8 @@ class CompressedLayer(CacheLayerMixin):
     def offload(self) -> None:
         """Not supported."""
         raise CacheStateError(
-            "a compressed cache cannot be offloaded: it is small because it is compressed. Use a smaller cache_size, or "
+            "a compressed cache cannot be offloaded: it is small because it is compressed. Use a smaller "
+            "cache_size, or "
             "DynamicCache(offloading=True)."
         )
 

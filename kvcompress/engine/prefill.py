@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from kvcompress.engine.allocate import ScoredLayer
 from kvcompress.engine.attend import attend_block, attend_materialised
 from kvcompress.engine.attention import AttentionCall
-from kvcompress.engine.compact import compact
 from kvcompress.engine.cascade import rows_of, settle, spare_slots, tell_evicted, trim_earlier
+from kvcompress.engine.compact import compact
 from kvcompress.engine.events import PrefillEvent
 from kvcompress.engine.guards import check_continues
 from kvcompress.engine.layer import CompressedLayer, LayerStatistics
@@ -27,7 +27,7 @@ _MOST_MATERIALISED = 4096  # tokens up to which CakeReference's prefill attends 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a layer has after attending a block, chronological, places without a token first in each row.
+    """What a layer has after attending a block, chronological; padding and evicted tokens leave places without one.
 
     Attributes:
         query: ``[batch, query_heads, queries, head_dim]``.
@@ -53,7 +53,9 @@ class Block:
         return tokens.expand(*self.keys.shape[:3])
 
 
-def prefill(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+def prefill(
+    cache: CompressedCache, layer: CompressedLayer, call: AttentionCall
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attends a block and compresses the layer."""
     if layer.store is None:
         exact = cache.policy.decode_rule.storage_order and call.key.shape[2] <= _MOST_MATERIALISED
@@ -82,12 +84,6 @@ def _first_block(layer: CompressedLayer, call: AttentionCall) -> Block:
     if visible is None:
         return Block(call.query.detach(), keys, values, None, None, None)
     positions = torch.where(visible, torch.arange(tokens, device=device), -1)
-    order = positions.argsort(dim=-1, stable=True)
-    if not bool((order[:, 1:] > order[:, :-1]).all()):  # holes in the mask: places without a token move to the front
-        index = order[:, None, :, None]
-        keys = keys.gather(2, index.expand(-1, heads, -1, keys.shape[-1]))
-        values = values.gather(2, index.expand(-1, heads, -1, values.shape[-1]))
-        positions = positions.gather(-1, order)
     positions = positions[:, None].expand(batch, heads, tokens)
     return Block(call.query.detach(), keys, values, positions, visible, layer.row_start)
 
@@ -182,13 +178,14 @@ def _store(
         settle(cache, budgets)
 
 
-def _choose(
-    cache: CompressedCache, marked: torch.Tensor, entry: ScoredLayer, held: list[int]
-) -> torch.Tensor:
+def _choose(cache: CompressedCache, marked: torch.Tensor, entry: ScoredLayer, held: list[int]) -> torch.Tensor:
     """Indices of the tokens that are kept, in the order in which they are stored."""
     if not cache.policy.decode_rule.storage_order:
         return select(marked, held, cache.backend)
-    place = torch.arange(max(held), device=marked.device).expand(*marked.shape[:2], -1)
+    padding = marked.shape[-1] - entry.available.to(
+        marked.device
+    )  # such a row keeps all its tokens, and they come last
+    place = (padding[..., None] + torch.arange(max(held), device=marked.device)).clamp(max=marked.shape[-1] - 1)
     own_order = [cache.policy.stores_chronologically(tokens) for tokens in entry.tokens.tolist()]
     keep_order = torch.tensor(own_order, device=marked.device)[:, None, None]
     return torch.where(keep_order, place, select_as_torch(marked, max(held)))

@@ -12,7 +12,7 @@ from kvcompress.kernels.window_scores.reference import AttentionSpec, WindowScor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreInputs:
-    """One layer's block, in chronological order, padding and evicted places first in each row.
+    """One layer's block, in chronological order; padding and evicted tokens leave places without a token.
 
     Attributes:
         layer_idx: index of the layer in the model.

@@ -47,5 +47,5 @@ def select(scores: torch.Tensor, held: list[int], backend: str) -> torch.Tensor:
 
 
 def select_as_torch(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """``torch.topk`` itself, for ``CakeReference`` alone: among equal scores its order is torch's, as the authors' is."""
+    """``torch.topk`` itself, for ``CakeReference`` alone: equal scores come in torch's order, as for the authors."""
     return torch.topk(scores, k, dim=-1).indices

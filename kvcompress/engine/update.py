@@ -1,6 +1,7 @@
 """Step 6, *update*: what a decode step leaves behind beyond the general rule.
 
-The general rule (running scores, next victim) is part of the ``decode_attend`` operation. Here are the two additions: the
+The general rule (running scores, next victim) is part of the ``decode_attend`` operation. Here are the two
+additions: the
 stored score of a new token, and the authors' rule of CAKE, which depends on the order in which tokens are stored.
 """
 

@@ -1,0 +1,1 @@
+"""Policies: scorers, allocators, decode rules, and what is made of them."""

@@ -37,16 +37,15 @@ class ReferenceScorer:
         spread = 0.0 if single else self.gamma * attention.var(3)
         scores = (attention.mean(3) + spread)[..., : inputs.scored]
         pooled = pool(scores.flatten(1, 2), 5).view(scores.shape)
-        return LayerScores(
-            token_scores=pooled.mean(2).float(), entropy=entropy.float(), variance=total.float()
-        )
+        return LayerScores(token_scores=pooled.mean(2).float(), entropy=entropy.float(), variance=total.float())
 
 
 def _window_attention(inputs: ScoreInputs) -> torch.Tensor:
     spec = inputs.spec
     if spec.softcap is not None or spec.sinks is not None or spec.sliding_window is not None:
         raise UnsupportedModelError(
-            "CakeReference reproduces code that knows neither softcap nor learned sinks nor sliding windows; got a model "
+            "CakeReference reproduces code that knows neither softcap nor learned sinks nor sliding windows; "
+            "got a model "
             "with one of them. Use Cake."
         )
     batch, heads, tokens, head_dim = inputs.keys.shape
@@ -143,7 +142,8 @@ def _spread(budgets: np.ndarray, amount: int, where: np.ndarray) -> np.ndarray:
 class CakeReference(Policy):
     """CAKE exactly as its authors' code runs it, storage order included, but each batch row by itself.
 
-    Prompts of up to 4096 tokens are attended by the plain formula whatever the model's attention implementation, so that
+    Prompts of up to 4096 tokens are attended by the plain formula whatever the model's attention
+    implementation, so that
     results agree to the last bit with the authors' code on the CPU; longer ones by the model's own implementation.
 
     Args:

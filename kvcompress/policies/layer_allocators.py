@@ -91,7 +91,8 @@ def _log(value: float) -> float:
 def apportion(log_weights: list[float], total: int, caps: tuple[int, ...] | list[int]) -> list[int]:
     """Divides ``total`` seats by the method of Jefferson (d'Hondt) with caps.
 
-    Seat ``s`` of layer ``l`` has priority ``weight_l / (s + 1)``; the seats of highest priority are given, equal ones to
+    Seat ``s`` of layer ``l`` has priority ``weight_l / (s + 1)``; the seats of highest priority are given,
+    equal ones to
     the lower layer. Each layer's priorities depend on its own weight alone, hence two laws: the sum is exactly
     ``min(total, sum(caps))``, and adding a layer never raises another layer's seats.
 
@@ -134,9 +135,7 @@ def _seats_below(logs: NDArray[np.float64], total: int, limits: NDArray[np.int64
     return sure
 
 
-def _quotients(
-    logs: NDArray[np.float64], log_divisor: float, limits: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _quotients(logs: NDArray[np.float64], log_divisor: float, limits: NDArray[np.int64]) -> NDArray[np.int64]:
     wanted = np.floor(np.exp(np.minimum(logs - log_divisor, 60.0)))
     seats: NDArray[np.int64] = np.minimum(wanted, limits).astype(np.int64)
     return seats

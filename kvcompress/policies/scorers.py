@@ -65,9 +65,7 @@ class RandomScore:
     def __call__(self, inputs: ScoreInputs) -> LayerScores:
         """Returns the hash of each token."""
         positions = _expand(inputs.token_positions(), inputs)
-        return LayerScores(
-            token_scores=self.score_new(inputs.keys, positions, inputs.row_start, inputs.layer_idx)
-        )
+        return LayerScores(token_scores=self.score_new(inputs.keys, positions, inputs.row_start, inputs.layer_idx))
 
     def score_new(
         self, key: torch.Tensor, positions: torch.Tensor, row_start: torch.Tensor | None, layer_idx: int

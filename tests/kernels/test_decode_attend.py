@@ -47,7 +47,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("spec", [AttentionSpec(0.3), AttentionSpec(0.3, softcap=2.0), AttentionSpec(0.3, sinks=torch.linspace(-1, 1, 6, dtype=torch.float64))], ids=["plain", "softcap", "sinks"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AttentionSpec(0.3),
+        AttentionSpec(0.3, softcap=2.0),
+        AttentionSpec(0.3, sinks=torch.linspace(-1, 1, 6, dtype=torch.float64)),
+    ],
+    ids=["plain", "softcap", "sinks"],
+)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_two_hundred_steps_equal_plain_bookkeeping(rule, spec) -> None:
     store = make_store()

@@ -71,7 +71,9 @@ def make(shape, dtype=torch.float64):
 
 def compare(got: WindowScores, wanted: WindowScores, rtol: float) -> None:
     for name, a, b in zip(WindowScores._fields, got, wanted, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=rtol * 1e-2, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a.double(), b, rtol=rtol, atol=rtol * 1e-2, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -99,7 +101,9 @@ def test_sinks_take_probability_away() -> None:
     spec = AttentionSpec(0.25, sinks=torch.linspace(-2, 3, 8, dtype=torch.float64))
     got = window_scores_reference(query, key, spec=spec, scored=95)
     compare(got, brute_force(query, key, spec, 95), rtol=1e-10)
-    assert (got.mean.sum(-1) < window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95).mean.sum(-1)).all()
+    assert (
+        got.mean.sum(-1) < window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95).mean.sum(-1)
+    ).all()
 
 
 @pytest.mark.parametrize("sliding", [None, 30])
@@ -136,7 +140,10 @@ def test_the_attention_matrix_is_never_held() -> None:
             nonlocal largest
             result = function(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, tuple) else (result,):
-                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != key.untyped_storage().data_ptr():
+                if (
+                    isinstance(tensor, torch.Tensor)
+                    and tensor.untyped_storage().data_ptr() != key.untyped_storage().data_ptr()
+                ):
                     largest = max(largest, tensor.untyped_storage().nbytes())
             return result
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from kvcompress.bench.testbed.tasks import make_example
 from kvcompress.bench.testbed.tokenizer import build_tokenizer
@@ -41,6 +43,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_before() -> Iterator[None]:
+    """Give other tests the logging that the commands silence."""
+    verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    with_bars = transformers_logging.is_progress_bar_enabled()
+    yield
+    transformers_logging.set_verbosity(verbosity)
+    hub_logging.set_verbosity(hub_verbosity)
+    if with_bars:
+        transformers_logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3-moe": Architecture("Qwen3Moe", _MOE | {"num_experts": 4, "head_dim": 8}),
     "gpt-oss": Architecture(
         "GptOss",
-        _HYBRID_WINDOW | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": _PLAIN_ROPE},
+        _HYBRID_WINDOW
+        | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": _PLAIN_ROPE},
         attention="eager",
         hybrid=True,
         sliding=True,

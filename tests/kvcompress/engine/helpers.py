@@ -77,7 +77,12 @@ def kept(cache: CompressedCache, layer_idx: int, batch: int = 0, offset: int = 0
 
 
 def greedy(
-    model: PreTrainedModel, cache: Any, ids: torch.Tensor, mask: torch.Tensor | None = None, steps: int = STEPS, **more: Any
+    model: PreTrainedModel,
+    cache: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    steps: int = STEPS,
+    **more: Any,
 ) -> torch.Tensor:
     """What ``generate`` returns without sampling: prompt and ``steps`` new tokens."""
     mask = torch.ones_like(ids) if mask is None else mask

@@ -25,7 +25,17 @@ from kvcompress import (
     make_policy,
 )
 from tests.kvcompress.engine.architectures import build, shared_model, tiny_config
-from tests.kvcompress.engine.helpers import LONG, MEDIUM, SHORT, STEPS, forward, kept, left_padded, prompt, teacher_forced
+from tests.kvcompress.engine.helpers import (
+    LONG,
+    MEDIUM,
+    SHORT,
+    STEPS,
+    forward,
+    kept,
+    left_padded,
+    prompt,
+    teacher_forced,
+)
 
 WINDOW = 8
 SMALL: dict[str, Any] = {"cache_size": 40, "window_size": WINDOW}
@@ -193,7 +203,9 @@ def test_memory_is_constant_over_twenty_thousand_steps(policy: str) -> None:
     import transformers
 
     torch.manual_seed(0)
-    config = tiny_config("Llama", num_hidden_layers=1, max_position_embeddings=40_000, hidden_size=16, intermediate_size=8)
+    config = tiny_config(
+        "Llama", num_hidden_layers=1, max_position_embeddings=40_000, hidden_size=16, intermediate_size=8
+    )
     model = transformers.LlamaForCausalLM._from_config(config).eval()
     cache = CompressedCache(model, POLICIES[policy])
     forward(model, cache, prompt(LONG))
@@ -333,7 +345,11 @@ def test_events_tell_what_happened(llama: PreTrainedModel) -> None:
         torch.testing.assert_close(event.probability.sum(-1), torch.ones(1, 2))
         assert bool((event.probability[event.positions < 0] == 0).all())
         assert bool((event.positions == event.position).any(-1).all())
-    assert {event.stage for event in recorder.events if isinstance(event, EvictEvent)} == {"prefill", "cascade", "decode"}
+    assert {event.stage for event in recorder.events if isinstance(event, EvictEvent)} == {
+        "prefill",
+        "cascade",
+        "decode",
+    }
     cache.remove_observer(recorder)
     count = len(recorder.events)
     forward(llama, cache, prompt(1))

@@ -194,9 +194,7 @@ def test_compression_ratio_is_that_of_each_row(llama: PreTrainedModel) -> None:
     ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)])
     cache = CompressedCache(llama, Cake(compression_ratio=0.5, window_size=WINDOW))
     forward(llama, cache, ids, mask)
-    counts = [
-        sum(len(kept(cache, layer.layer_idx, row)[0]) for layer in cache.compressed_layers) for row in range(3)
-    ]
+    counts = [sum(len(kept(cache, layer.layer_idx, row)[0]) for layer in cache.compressed_layers) for row in range(3)]
     assert counts == [LONG // 2 * 4, MEDIUM // 2 * 4, SHORT * 4]  # no row loses its window
 
 
@@ -499,9 +497,7 @@ def test_sinks_are_kept(model: PreTrainedModel, decode: str) -> None:
 
 def test_sinks_of_a_sliding_layer_leave_with_the_window() -> None:
     model = shared_model("mistral-sliding")
-    plain, sinks = (
-        CompressedCache(model, Cake(cache_size=16, window_size=4, sink_tokens=count)) for count in (0, 3)
-    )
+    plain, sinks = (CompressedCache(model, Cake(cache_size=16, window_size=4, sink_tokens=count)) for count in (0, 3))
     for cache in (plain, sinks):
         forward(model, cache, prompt(LONG))
     for layer in plain.compressed_layers:  # the first three tokens are long gone: nothing else may take their privilege

@@ -9,9 +9,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from kvcompress import (
+    CacheStateError,
     Cake,
     CakeReference,
-    CacheStateError,
     CompressedCache,
     Full,
     Policy,
@@ -22,7 +22,17 @@ from kvcompress import (
     make_policy,
 )
 from tests.kvcompress.engine.architectures import build, randomised, shared_model, tiny_config
-from tests.kvcompress.engine.helpers import LONG, MEDIUM, difference, forward, full_cache, greedy, kept, left_padded, prompt
+from tests.kvcompress.engine.helpers import (
+    LONG,
+    MEDIUM,
+    difference,
+    forward,
+    full_cache,
+    greedy,
+    kept,
+    left_padded,
+    prompt,
+)
 
 SMALL: dict[str, Any] = {"cache_size": 40, "window_size": 8}
 
@@ -61,12 +71,24 @@ _DEEPSEEK = _MLA | {
 UNSUPPORTED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "encoder-decoder": ("T5", "T5ForConditionalGeneration", _T5, "encoder-decoder"),
     "shared-keys": ("Gemma3nText", "Gemma3nForCausalLM", _GEMMA3N, "num_kv_shared_layers=2"),
-    "linear-only": ("Mamba2", "Mamba2ForCausalLM", {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8}, "no layer"),
+    "linear-only": (
+        "Mamba2",
+        "Mamba2ForCausalLM",
+        {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
+        "no layer",
+    ),
     "own-attention-code": ("Bloom", "BloomForCausalLM", {"n_layer": 3, "n_head": 4}, "attention code of its own"),
     "two-states-per-layer": (
         "FalconH1",
         "FalconH1ForCausalLM",
-        {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1, "mamba_d_state": 8, "head_dim": 8},
+        {
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_ssm": 64,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+            "head_dim": 8,
+        },
         "LinearAttentionAndFullAttentionLayer",
     ),
 }
@@ -200,11 +222,15 @@ def test_interrupted_prefill_cannot_be_continued(llama: PreTrainedModel) -> None
     with pytest.raises(CacheStateError, match=r"reached 3 of 4 layers.*cache\.reset\(\)"):
         forward(model, cache, prompt(5))
     cache.reset()
-    assert torch.equal(forward(model, cache, prompt(LONG)), forward(llama, CompressedCache(llama, Cake(**SMALL)), prompt(LONG)))
+    assert torch.equal(
+        forward(model, cache, prompt(LONG)), forward(llama, CompressedCache(llama, Cake(**SMALL)), prompt(LONG))
+    )
 
 
 @pytest.mark.parametrize(
-    "policy", [Cake(**SMALL), SnapKV(**SMALL), StreamingLLM(cache_size=40), CakeReference(**SMALL)], ids=lambda p: p.name
+    "policy",
+    [Cake(**SMALL), SnapKV(**SMALL), StreamingLLM(cache_size=40), CakeReference(**SMALL)],
+    ids=lambda p: p.name,
 )
 def test_crop_after_eviction(llama: PreTrainedModel, policy: Policy) -> None:
     cache = used_cache(llama, policy)
@@ -299,7 +325,9 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("name", "parameters", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
-def test_wrong_parameters_are_named(name: str, parameters: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_parameters_are_named(
+    name: str, parameters: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         make_policy(name, **parameters)
 
@@ -311,7 +339,11 @@ WRONG_CACHES: dict[str, tuple[Callable[[PreTrainedModel], Any], type[Exception],
     "cascade-every": (lambda model: CompressedCache(model, Full(), cascade_every=0), ValueError, "cascade_every"),
     "backend": (lambda model: CompressedCache(model, Full(), backend="cuda"), ValueError, "backend"),
     "static-growing": (lambda model: CompressedCache(model, Full(), static=True), ValueError, "decode"),
-    "static-reference": (lambda model: CompressedCache(model, CakeReference(**SMALL), static=True), ValueError, "static"),
+    "static-reference": (
+        lambda model: CompressedCache(model, CakeReference(**SMALL), static=True),
+        ValueError,
+        "static",
+    ),
     "static-snapkv": (lambda model: CompressedCache(model, SnapKV(**SMALL), static=True), ValueError, "last_query"),
 }
 

@@ -27,7 +27,8 @@ def run(case: dict, golden: dict[str, np.ndarray]) -> tuple[CompressedCache, lis
     """Teacher-forces the golden tokens; returns the cache after prefill's statistics, logits and kept positions."""
     decoder = model(case["model"])
     policy = CakeReference(
-        cache_size=case["cache_size"], window_size=case["window"], tau1=case["tau1"], tau2=case["tau2"], gamma=case["gamma"]
+        cache_size=case["cache_size"], window_size=case["window"],
+        tau1=case["tau1"], tau2=case["tau2"], gamma=case["gamma"],
     )  # fmt: skip
     layers = decoder.config.num_hidden_layers
     every = 1 if case["cascading"] else layers

@@ -1,0 +1,187 @@
+"""Writes the measured tables into README and docs: `python -m kvcompress.bench.tables [--check]`.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`, each on a line of its own; what is between them
+is replaced. It comes from a JSON file alone, so it is the same whenever and wherever it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final
+
+import typer
+
+from kvcompress.bench.results_file import PROJECT, RESULTS, replace_text
+from kvcompress.bench.testbed.location import EVALUATION_FILE
+
+_MARKED = re.compile(
+    r"^(?P<open><!-- table:(?P<name>[a-z0-9_]+) -->)\n(?P<body>.*?)^(?P<close><!-- /table:(?P=name) -->)$",
+    re.DOTALL | re.MULTILINE,
+)
+_OPENED = re.compile(r"^<!-- table:([a-z0-9_]+) -->$", re.MULTILINE)
+
+Run = Mapping[str, Any]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column to the left, the others to the right."""
+    align = ["---"] + ["---:"] * (len(header) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, align, *rows])
+
+
+def origin(run: Run) -> str:
+    """One line on where a run was made."""
+    commit = (run.get("commit") or "unknown")[:7] + ("+" if run.get("dirty") else "")
+    parts = [f"commit {commit}", run.get("time_utc", "")[:10], str(run.get("cpu") or run.get("device", ""))]
+    parts += [f"{run['threads']} threads"] if "threads" in run else []
+    parts += [f"torch {run.get('torch')}", f"transformers {run.get('transformers')}"]
+    return f"\nMeasured: {', '.join(parts)}.\n"
+
+
+def engine_speed(run: Run) -> str:
+    """Times, ratios and memory of every contender."""
+    rows = []
+    for case in run["cases"]:
+        peak = case["peak_memory_bytes"]
+        rows.append(
+            [
+                case["case"],
+                case["shape"],
+                case["provider"],
+                f"{case['median']:.3g} [{case['q20']:.3g}, {case['q80']:.3g}]",
+                "1" if case["provider"] == case["ratio_to"] else f"{case['ratio']:.3g}",
+                "" if peak is None else f"{peak / 2**20:.3g}",
+            ]
+        )
+    header = ["case", "shape", "provider", "ms, median [20 %, 80 %]", "times the yardstick", "peak MiB"]
+    return markdown(header, rows) + origin(run)
+
+
+def decode_rules(run: Run) -> str:
+    """Accuracy of each decode rule at equal bytes, with its difference to the yardstick."""
+    rows = []
+    for cell in run["cases"]:
+        low, high = cell["difference_interval_95"]
+        rows.append(
+            [
+                f"{cell['task']}, {cell['cache_size']}",
+                f"`{cell['rule']}`",
+                _percent(cell["accuracy"], cell["interval_95"]),
+                f"{100 * cell['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                f"{cell['bytes_per_document'] / 1024:.0f}",
+            ]
+        )
+    header = ["task, cache size", "rule", "right, % [95 %]", "against `last_query`", "KiB"]
+    return markdown(header, rows) + origin(run)
+
+
+def policies_small_budgets(run: Run) -> str:
+    """Exact match of each policy, a row per policy and cache size, a column per task."""
+    tasks = list(dict.fromkeys(cell["task"] for cell in run["cases"]))
+    cells = {(cell["policy"], cell["cache_size"], cell["task"]): cell for cell in run["cases"]}
+    kinds = list(dict.fromkeys((cell["cache_size"], cell["policy"]) for cell in run["cases"]))
+    rows = []
+    for size, policy in kinds:
+        found = [cells[policy, size, task] for task in tasks]
+        held = f"{found[0]['num_bytes'] / 1024:.0f}"
+        right = [_percent(cell["exact_match"], cell["interval_95"]) for cell in found]
+        rows.append([f"`{policy}`, {size or 'all'}", held, *right])
+    samples = run["cases"][0]["samples"]
+    note = f"\nExact match in % [95 %] of {samples} samples each, {run['cases'][0]['length']} tokens.\n"
+    return markdown(["policy, cache size", "KiB", *tasks], rows) + note + origin(run)
+
+
+def testbed(run: Run) -> str:
+    """Exact match of the bundled model with its full cache, a row per task, a column per length."""
+    lengths = sorted({cell["length"] for cell in run["cells"]})
+    cells = {(cell["task"], cell["length"]): cell for cell in run["cells"]}
+    rows = [
+        [task, *(_percent(cells[task, n]["exact_match"], cells[task, n]["interval_95"]) for n in lengths)]
+        for task in dict.fromkeys(cell["task"] for cell in run["cells"])
+    ]
+    return markdown(["task", *map(str, lengths)], rows) + origin(run)
+
+
+# name: (file, how it becomes a table)
+TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyType(
+    {
+        "engine_speed": (RESULTS / "engine_cpu.json", engine_speed),
+        "decode_rules": (RESULTS / "decode_rules.json", decode_rules),
+        "policies_small_budgets": (RESULTS / "policies_small_budgets.json", policies_small_budgets),
+        "testbed": (EVALUATION_FILE, testbed),
+    }
+)
+
+
+def render(name: str) -> str:
+    """Returns a table's Markdown.
+
+    Args:
+        name: a key of :data:`TABLES`.
+
+    Raises:
+        ValueError: no such table.
+        FileNotFoundError: its run has not been made.
+    """
+    if name not in TABLES:
+        raise ValueError(f"table must be one of {', '.join(TABLES)}; got {name!r}")
+    path, form = TABLES[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"table {name!r} needs {path.name}, which is not there; run its benchmark first")
+    return form(json.loads(path.read_text(encoding="utf-8")))
+
+
+def fill(text: str, tables: Callable[[str], str] = render) -> str:
+    """Replaces what stands between markers; filling twice changes nothing.
+
+    Args:
+        text: a Markdown file's content.
+        tables: table by name.
+
+    Raises:
+        ValueError: a marker is not closed.
+    """
+    opened = _OPENED.findall(text)
+    closed = [match["name"] for match in _MARKED.finditer(text)]
+    if opened != closed:
+        raise ValueError(
+            f"every `<!-- table:NAME -->` needs its `<!-- /table:NAME -->` below; opened {opened}, closed {closed}"
+        )
+    return _MARKED.sub(lambda match: f"{match['open']}\n\n{tables(match['name'])}\n{match['close']}", text)
+
+
+def documents(root: Path = PROJECT) -> Iterator[Path]:
+    """README and the files of docs/ that hold a table."""
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        if path.is_file() and _OPENED.search(path.read_text(encoding="utf-8")):
+            yield path
+
+
+def _percent(share: float, interval: list[float]) -> str:
+    return f"{100 * share:.0f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if a table is stale.")] = False,
+) -> None:
+    """Bring the tables of README and docs up to date."""
+    stale = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            stale.append(path.relative_to(PROJECT))
+            if not check:
+                replace_text(path, filled)
+    for path in stale:
+        typer.echo(f"{'stale' if check else 'written'}: {path}")
+    if check and stale:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
