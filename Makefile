@@ -11,6 +11,9 @@ ARGS ?=
 WORKERS ?= logical
 BENCH_JSON ?= bench/results/pytest-benchmark.json
 
+# Packages of the older transformers that is tested too; they shadow the ones of the environment.
+COMPAT = $(VENV)/transformers-5.17
+
 PACKAGES = kernels kvcompress analysis bench
 GUARDS = tests/test_layout.py tests/test_imports.py tests/test_house.py
 
@@ -30,10 +33,10 @@ PARALLEL = -n $(WORKERS) --maxprocesses=4 --dist loadgroup --benchmark-disable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fmt lint types aot bench build clean
+.PHONY: help demo test test-compat fmt lint types aot bench build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)  ## run the whole engine on the bundled model, on whatever this machine has
 	$(KVCOMPRESS) demo $(ARGS)
@@ -53,6 +56,9 @@ test: $(READY)  ## run all the tests; those marked gpu run where there is a CUDA
 fmt: $(READY)  ## format the code and apply the safe fixes
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
+
+test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of the engine on transformers 5.17
+	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies -m "not slow" -q $(PARALLEL) $(ARGS)
 
 lint: $(READY)  ## check style and format, and run the guards of the layout
 	$(PY) -m ruff check .
@@ -88,4 +94,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  { rm -rf $(VENV); echo "hint: $(PYTHON) has no working venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(COMPAT)/.ready: constraints-transformers-5.17.txt $(READY)
+	rm -rf $(COMPAT)
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(COMPAT) -r $<
 	@touch $@

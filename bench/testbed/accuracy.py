@@ -72,7 +72,7 @@ def _decoded(model: LlamaForCausalLM, prompts: Tensor, examples: list[Example]) 
 
 @torch.inference_mode()
 def count_correct(
-    model: LlamaForCausalLM, task: str, length: int, *, samples: int, seed: int = 0, batch_tokens: int = 16384
+    model: LlamaForCausalLM, task: str, length: int, *, samples: int, seed: int = 0, batch_tokens: int = 2048
 ) -> int:
     """Return how many examples the model answers exactly, with its full cache and greedy decoding.
 
@@ -82,7 +82,7 @@ def count_correct(
         length: ids of each prompt.
         samples: number of examples, the first ones of the set.
         seed: which set of examples.
-        batch_tokens: prompt ids put through the model at a time.
+        batch_tokens: prompt ids put through the model at a time; few, so that activations stay in the caches.
 
     Returns:
         The number of examples answered right.

@@ -26,9 +26,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_checkpoint(
-    folder: Path, model: LlamaForCausalLM, optimizers: list[Optimizer], progress: Progress
-) -> None:
+def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[Optimizer], progress: Progress) -> None:
     """Write a checkpoint; one that is there is replaced only once the new one is whole.
 
     Args:

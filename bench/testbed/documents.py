@@ -45,9 +45,7 @@ class Document:
     questions: list[Question]
 
 
-def _finish(
-    rng: Random, room: int, statements: list[list[int]], questions: list[Question], asked: int
-) -> Document:
+def _finish(rng: Random, room: int, statements: list[list[int]], questions: list[Question], asked: int) -> Document:
     """Hide the statements in filler text and choose the questions to ask."""
     context, is_filler = hide(rng, statements, room)
     chosen = pick_distinct(rng, range(len(questions)), min(asked, len(questions)))
@@ -140,12 +138,9 @@ def owners(rng: Random, room: int, asked: int, keys: int, values: int) -> Docume
     keys = max(1, min(keys, room // (4 * values)))
     words = pick_distinct(rng, _CONTENT, keys * (values + 1))
     names, owned = words[:keys], words[keys:]
-    statements = shuffled(
-        rng, [[names[place % keys], _OWNS, word, _STOP] for place, word in enumerate(owned)]
-    )
+    statements = shuffled(rng, [[names[place % keys], _OWNS, word, _STOP] for place, word in enumerate(owned)])
     questions = [
-        Question(ids=[_ASK, name, _OWNS], answer=[line[2] for line in statements if line[0] == name])
-        for name in names
+        Question(ids=[_ASK, name, _OWNS], answer=[line[2] for line in statements if line[0] == name]) for name in names
     ]
     return _finish(rng, room, statements, questions, asked)
 

@@ -79,11 +79,13 @@ def evaluate_model(
         ValueError: if there are no samples or a length is out of range.
     """
     _check_request(samples, lengths)
-    # Longest first, so that no process is left alone with a long cell at the end.
-    jobs = [(task, length) for length in sorted(lengths, reverse=True) for task in TASKS]
+    jobs = [(task, length) for length in sorted(lengths) for task in TASKS]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_cell, folder, task, length, samples, seed) for task, length in jobs]
-        cells = [future.result() for future in futures]
+        cells = []
+        for future in futures:
+            cells.append(future.result())
+            _LOGGER.info("%(task)s at %(length)d: %(correct)d of %(samples)d", cells[-1])
     order = list(TASKS)
     cells.sort(key=lambda cell: (order.index(cell["task"]), cell["length"]))
     return {
@@ -120,16 +122,12 @@ def write_evaluation(evaluation: dict[str, Any], path: Path) -> None:
 def main(
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = MODEL_DIR,
     samples: Annotated[int, typer.Option(help="Examples per task and length.")] = 200,
-    lengths: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = ",".join(
-        map(str, DEFAULT_LENGTHS)
-    ),
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = ",".join(map(str, DEFAULT_LENGTHS)),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = EVALUATION_FILE,
 ) -> None:
     """Measure exact match of the full cache per task and length."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    evaluation = evaluate_model(
-        model, samples=samples, lengths=[int(length) for length in lengths.split(",")]
-    )
+    evaluation = evaluate_model(model, samples=samples, lengths=[int(length) for length in lengths.split(",")])
     write_evaluation(evaluation, out)
 
 

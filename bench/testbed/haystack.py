@@ -101,9 +101,7 @@ def hide(rng: Random, statements: Sequence[list[int]], length: int) -> tuple[lis
     """
     filler_length = length - sum(map(len, statements))
     if filler_length < 0:
-        raise ValueError(
-            f"length must hold the statements ({length - filler_length} ids), got {length}; use fewer"
-        )
+        raise ValueError(f"length must hold the statements ({length - filler_length} ids), got {length}; use fewer")
     sentences = _filler(rng, filler_length)
     # Never after the cut last sentence: a statement must not continue half a sentence.
     places = sorted(int(rng.random() * max(1, len(sentences))) for _ in statements)

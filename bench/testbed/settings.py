@@ -47,9 +47,7 @@ class Settings:
         """Check the values."""
         for name in ("steps", "processes", "check_samples"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}; leave it at its default"
-                )
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; leave it at its default")
         if self.tokens_per_process < 1024 or self.tokens_per_process % 1024:
             raise ValueError(
                 "tokens_per_process must be a multiple of 1024 (the longest stage), "

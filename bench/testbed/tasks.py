@@ -128,9 +128,7 @@ def get_task(name: str) -> Task:
         ValueError: if there is no such task.
     """
     if name not in TASKS:
-        raise ValueError(
-            f"task must be one of {', '.join(TASKS)}, got {name!r}; see TASKS for what each asks"
-        )
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}; see TASKS for what each asks")
     return TASKS[name]
 
 

@@ -64,9 +64,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Optimizer steps of the whole schedule.")] = Settings().steps,
     minutes: Annotated[float, typer.Option(help="Stop at a checkpoint after this wall time.")] = 55.0,
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = False,
-    samples: Annotated[
-        int, typer.Option(help="Examples per task and length of the evaluation; 0 for none.")
-    ] = 200,
+    samples: Annotated[int, typer.Option(help="Examples per task and length of the evaluation; 0 for none.")] = 200,
 ) -> None:
     """Train the testbed model, then evaluate it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -144,9 +144,7 @@ class Trainer:
             if self.progress.step % _CHECK_EVERY == 0 or self.progress.step == self.settings.steps:
                 self._log_check()
             # The first process's clock decides, so that all stop at the same step.
-            clock = torch.tensor(
-                [now - started > minutes * 60, now - saved > _SAVE_SECONDS], dtype=torch.int8
-            )
+            clock = torch.tensor([now - started > minutes * 60, now - saved > _SAVE_SECONDS], dtype=torch.int8)
             dist.broadcast(clock, 0)
             stop, save = (bool(flag) for flag in clock.tolist())
             if stop or save or self.progress.step == self.settings.steps:
@@ -200,9 +198,7 @@ class Trainer:
         self.model.eval()
         for place, task in enumerate(TASKS):
             if place % self.settings.processes == self.rank:
-                correct[place] = count_correct(
-                    self.model, task, length, samples=samples, seed=_CHECK_SEED, batch_tokens=4096
-                )
+                correct[place] = count_correct(self.model, task, length, samples=samples, seed=_CHECK_SEED)
         self.model.train()
         dist.all_reduce(correct)
         accuracy = {task: hits / samples for task, hits in zip(TASKS, correct.tolist(), strict=True)}

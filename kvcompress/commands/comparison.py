@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -92,5 +93,8 @@ def divergence(
 def _predict(loaded: LoadedModel, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Log-probabilities of the next token, float64 ``[vocabulary]``."""
     model: Any = loaded.model
-    output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    # The prompt's other logits are not needed, and large where the vocabulary is; not every model can skip them.
+    can_skip = "logits_to_keep" in signature(model.forward).parameters
+    options = {"logits_to_keep": 1} if can_skip else {}
+    output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
     return torch.log_softmax(output.logits[0, -1].double(), dim=-1)

@@ -112,6 +112,9 @@ def show(result: DemoResult, console: Console) -> None:
     console.print()
     for policy in {row.name: row.policy for row in result.contenders if row.policy is not None}.values():
         console.print(describe_policy(policy), markup=False, style="dim")
+    note = "The question of variables_2 names only the first link of a chain: the others are easier to lose."
+    if "variables_2" in tasks:
+        console.print(note, style="dim", markup=False)
     took = f"Bytes and speed are means over the questions. Took {result.seconds:.1f} s.\n"
     console.print(took, style="dim", markup=False)
     _show_example(result, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from kvcompress.engine.events import Observer, ascending
 from kvcompress.engine.layer import CompressedLayer, LayerStatistics
 from kvcompress.engine.prefill import prefill
 from kvcompress.engine.report import CacheReport, LayerReport
-from kvcompress.errors import CacheStateError
+from kvcompress.errors import CacheStateError, UnsupportedModelError
 from kvcompress.kernels.dispatch import operation, resolve_backend
 from kvcompress.policies.base import Policy
 from kvcompress.policies.checks import check_whole
@@ -80,6 +81,7 @@ class CompressedCache(Cache):
         self.compressed_layers = [layer for layer in layers if isinstance(layer, CompressedLayer)]
         self.cascade = Cascade(policy, len(self.compressed_layers), cascade_every)
         self.observers: list[Observer] = []
+        self._blank_layers = {i: deepcopy(x) for i, x in enumerate(layers) if not isinstance(x, CompressedLayer)}
         self._config = _Shared(text_config(model))
         self._pending: CompressedLayer | None = None
 
@@ -126,6 +128,11 @@ class CompressedCache(Cache):
                 f"layers, which "
                 "compression does not support. Use DynamicCache for this model."
             )
+        if not getattr(call.module, "is_causal", True):
+            raise UnsupportedModelError(
+                f"compression supports causal attention only, and layer {layer.layer_idx} attends in both directions. "
+                "Use a decoder, or run this model without a cache."
+            )
         layer.pending, self._pending = False, None
         if layer is self.compressed_layers[0] and self.cascade.unfinished:
             raise CacheStateError(
@@ -134,7 +141,7 @@ class CompressedCache(Cache):
                 "that skips "
                 "layers use DynamicCache."
             )
-        if layer.store is not None and call.query.shape[2] == 1:
+        if layer.decodes(call.query.shape[2]):
             return attend_token(self, layer, call)
         return prefill(self, layer, call)
 
@@ -165,7 +172,11 @@ class CompressedCache(Cache):
 
     def reset(self) -> None:
         """Forgets everything: the cache is as new."""
-        super().reset()  # type: ignore[no-untyped-call]
+        # transformers' own layers are replaced: before 5.20 a reset sliding layer keeps zeroed keys of the old batch.
+        for index, blank in self._blank_layers.items():
+            self.layers[index] = deepcopy(blank)
+        for layer in self.compressed_layers:
+            layer.reset()
         self._pending = None
         self.cascade = Cascade(self.policy, len(self.compressed_layers), self.cascade_every)
 

@@ -65,6 +65,7 @@ def settle(cache: CompressedCache, budgets: list[list[int]]) -> None:
         offered = entry.available.flatten().tolist()
         layer.evicted |= any(held < n for held, n in zip(layer.rows.held, offered, strict=True))
         layer.settle(capacity, window)
+        layer.unstarted = min(entry.tokens.tolist()) == 0
         if layer.statistics is not None:
             # The authors' code counts the budget that decoding enforces, even where prefill evicted nothing.
             final = limit if cache.policy.decode_rule.storage_order else budget

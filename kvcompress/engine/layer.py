@@ -95,6 +95,7 @@ class CompressedLayer(CacheLayerMixin):
         self.padding: torch.Tensor | None = None  # int64 [batch], positions so far that hold no token; None: zeros
         self.order: StorageOrder | None = None  # of CakeReference alone
         self.prompt_end = 0
+        self.unstarted = False  # some row has had nothing but padding so far, so that its next token may be padding, too
         self.evicted = False
         self.pending = False
         self.statistics: LayerStatistics | None = None
@@ -139,9 +140,13 @@ class CompressedLayer(CacheLayerMixin):
                 f"beyond them. "
                 "Call cache.reset() or make a new cache for a new prompt."
             )
-        if self.store is not None and queries == 1:
+        if self.decodes(queries):
             return 1, 0  # one token sees itself: a mask of fixed shape that nobody reads
         return queries, int(self.seen)
+
+    def decodes(self, queries: int) -> bool:
+        """Whether a block of that many tokens is a decode step: one token, which exists in every row."""
+        return queries == 1 and self.store is not None and not self.unstarted
 
     def get_max_length(self) -> int:
         """No maximum: any number of tokens may be seen."""

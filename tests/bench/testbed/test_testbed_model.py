@@ -88,9 +88,7 @@ def test_model_lists_all_values_at_512(model: LlamaForCausalLM) -> None:
 def decode_greedily(model: LlamaForCausalLM, prompt_ids: list[int], count: int) -> list[int]:
     prompt = torch.tensor([prompt_ids])
     mask = torch.ones_like(prompt)
-    generated = cast(Any, model).generate(
-        input_ids=prompt, attention_mask=mask, max_new_tokens=count, do_sample=False
-    )
+    generated = cast(Any, model).generate(input_ids=prompt, attention_mask=mask, max_new_tokens=count, do_sample=False)
     ids: list[int] = generated[0, len(prompt_ids) :].tolist()
     return ids
 

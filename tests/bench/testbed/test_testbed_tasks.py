@@ -29,9 +29,7 @@ def test_prompt_has_exactly_the_length(task: str, length: int) -> None:
     assert len(example.answer_ids) >= 2
 
 
-@given(
-    task=tasks, length=st.integers(MIN_LENGTH, 700), seed=st.integers(0, 10**6), index=st.integers(0, 10**6)
-)
+@given(task=tasks, length=st.integers(MIN_LENGTH, 700), seed=st.integers(0, 10**6), index=st.integers(0, 10**6))
 def test_example_is_fixed_by_its_arguments(task: str, length: int, seed: int, index: int) -> None:
     example = make_example(task, length, seed=seed, index=index)
     assert example == make_example(task, length, seed=seed, index=index)
@@ -100,9 +98,7 @@ def test_pairs_fill_the_context_and_one_answers(length: int) -> None:
 def test_owner_has_four_values_in_order_of_appearance(index: int) -> None:
     example = make_example("multi_value", 512, index=index)
     words = example.prompt.split()
-    owned = [
-        words[at + 1] for at, word in enumerate(words[:-1]) if word == "owns" and words[at - 1] == words[-2]
-    ]
+    owned = [words[at + 1] for at, word in enumerate(words[:-1]) if word == "owns" and words[at - 1] == words[-2]]
     assert owned == example.answer.split()
     assert len(set(owned)) == 4
     assert words[:-3].count("owns") == 16

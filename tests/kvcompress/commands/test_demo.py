@@ -83,7 +83,7 @@ def test_cake_keeps_the_answers_that_streaming_loses() -> None:
     assert right["full", None]["needle_8"]["correct"] == 8
     assert right["full", None]["variables_2"]["correct"] >= 7
     for size in BUDGETS:
-        assert right["cake", size]["needle_8"]["correct"] >= 7
+        assert right["cake", size]["needle_8"]["correct"] >= 6
     smallest = min(BUDGETS)
     assert right["streaming_llm", smallest]["needle_8"]["correct"] <= 1
     for task in TASKS:

@@ -46,7 +46,7 @@ def llama() -> PreTrainedModel:
     return shared_model("llama")
 
 
-# ---- bytes ------------------------------------------------------------------------------------------------------------
+# ---- bytes --------------------------------------------------------------------------------------------------
 
 
 def all_tensors(root: Any, seen: dict[int, Any] | None = None) -> list[torch.Tensor]:
@@ -221,7 +221,7 @@ def test_memory_is_constant_over_twenty_thousand_steps(policy: str) -> None:
     assert kept(cache, 0)[0][-1] == LONG + 20_000
 
 
-# ---- statistics -------------------------------------------------------------------------------------------------------
+# ---- statistics ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
@@ -265,7 +265,7 @@ def test_budgets_follow_the_preference(llama: PreTrainedModel) -> None:
     assert float((budgets - share).abs().max()) < 4  # a divisor method strays by less than one seat per layer
 
 
-# ---- observers --------------------------------------------------------------------------------------------------------
+# ---- observers ----------------------------------------------------------------------------------------------
 
 
 class Recorder(Observer):
@@ -288,8 +288,8 @@ class Recorder(Observer):
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        ("llama", "cake"), ("llama", "cake-reference"), ("llama", "snapkv"), ("llama", "streaming-llm"), ("llama", "full"),
-        ("gemma3", "cake"), ("mistral-sliding", "cake"), ("mistral-sliding", "full"),
+        ("llama", "cake"), ("llama", "cake-reference"), ("llama", "snapkv"), ("llama", "streaming-llm"),
+        ("llama", "full"), ("gemma3", "cake"), ("mistral-sliding", "cake"), ("mistral-sliding", "full"),
     ],
 )  # fmt: skip
 def test_every_token_is_either_kept_or_reported_evicted_once(name: str, policy: str, every: int) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,7 +74,7 @@ def new_cache(model: PreTrainedModel, policy: str, **options: Any) -> Compressed
     return CompressedCache(model, ALL_POLICIES[policy](), **options)
 
 
-# ---- blocks ---------------------------------------------------------------------------------------------------------
+# ---- blocks -------------------------------------------------------------------------------------------------
 
 
 @without_eviction
@@ -151,6 +151,17 @@ def policy_scores(model: PreTrainedModel, cut: int) -> torch.Tensor:
 
 
 @without_eviction
+def test_padded_batch_given_token_by_token(model: PreTrainedModel, policy: str) -> None:
+    ids, mask = left_padded([prompt(MEDIUM), prompt(SHORT, 2)])
+    caches = (full_cache(model), new_cache(model, policy))
+    for i in range(MEDIUM):
+        logits = [forward(model, cache, ids[:, i : i + 1], mask[:, : i + 1]) for cache in caches]
+    assert difference(logits[1], logits[0]) <= NO_EVICTION
+    for layer in caches[1].compressed_layers:
+        assert min(kept(caches[1], layer.layer_idx, 1)[0]) >= MEDIUM - SHORT
+
+
+@without_eviction
 def test_second_turn_without_eviction_equals_fresh_cache(model: PreTrainedModel, policy: str) -> None:
     cache = new_cache(model, policy)
     conversation = torch.cat([greedy(model, cache, prompt(LONG)), prompt(20, 5)], dim=1)
@@ -205,7 +216,7 @@ def test_compression_ratio_with_sliding_layers_is_exact() -> None:
     assert sum(len(kept(cache, layer.layer_idx)[0]) for layer in cache.compressed_layers) == 200
 
 
-# ---- generate's ways of decoding --------------------------------------------------------------------------------------
+# ---- generate's ways of decoding ----------------------------------------------------------------------------
 
 
 @without_eviction
@@ -306,7 +317,7 @@ def test_two_generates_at_once_equal_their_own_sequential_runs(model: PreTrained
         torch.testing.assert_close(found[index], tokens)
 
 
-# ---- the cache as an object -------------------------------------------------------------------------------------------
+# ---- the cache as an object ---------------------------------------------------------------------------------
 
 
 @any_policy
@@ -359,14 +370,14 @@ def test_batch_operations_give_each_row_its_own_future(model: PreTrainedModel, p
     assert cache.statistics(cache.compressed_layers[0].layer_idx).budget.shape == (len(entries),)
 
 
-# ---- attaching --------------------------------------------------------------------------------------------------------
+# ---- attaching ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["sdpa", "eager"])
-def own_model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
+def own_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     model = build("llama-eager" if request.param == "eager" else "llama")
     assert model.config._attn_implementation == request.param
-    yield model
+    return model
 
 
 def test_attach_is_idempotent_and_detach_gives_back(own_model: PreTrainedModel) -> None:
@@ -446,7 +457,7 @@ def test_half_precision_runs_and_agrees_with_itself(dtype: torch.dtype, policy: 
         assert difference(logits, expected) <= (6e-2 if dtype == torch.bfloat16 else 8e-3)  # some ten roundings
 
 
-# ---- sizes at the edge ------------------------------------------------------------------------------------------------
+# ---- sizes at the edge --------------------------------------------------------------------------------------
 
 LENGTHS = {"one": 1, "two": 2, "below-window": WINDOW - 1, "window": WINDOW, "above-window": WINDOW + 1, "cache": 40}
 

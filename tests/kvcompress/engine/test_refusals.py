@@ -48,7 +48,7 @@ def used_cache(model: PreTrainedModel, policy: Policy | None = None) -> Compress
     return cache
 
 
-# ---- models -----------------------------------------------------------------------------------------------------------
+# ---- models -------------------------------------------------------------------------------------------------
 
 _MLA = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
@@ -123,7 +123,7 @@ def test_unsupported_attention_is_refused_before_any_token(name: str) -> None:
     model = tiny(*UNSUPPORTED_WHEN_RUN[name])
     cache = CompressedCache(model, Cake(**SMALL))
     for _ in range(2):  # and trying again does not help
-        with pytest.raises((CacheStateError, UnsupportedModelError), match="[Uu]se DynamicCache"):
+        with pytest.raises((CacheStateError, UnsupportedModelError), match=r"[Uu]se DynamicCache"):
             forward(model, cache, prompt(LONG))
 
 
@@ -153,7 +153,7 @@ def test_reference_policy_refuses_what_its_authors_did_not_know(name: str) -> No
         forward(shared_model(name), cache, prompt(LONG))
 
 
-# ---- states -----------------------------------------------------------------------------------------------------------
+# ---- states -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 20, 50, 60, LONG, LONG + 11])
@@ -161,6 +161,13 @@ def test_unrelated_prompt_on_a_used_cache(llama: PreTrainedModel, length: int) -
     cache = used_cache(llama)  # has seen LONG + 11
     with pytest.raises(CacheStateError, match=r"cache\.reset\(\)"):
         greedy(llama, cache, prompt(length, 7))
+
+
+@pytest.mark.xfail(reason="one remaining token looks like a decode step, which must not ask the device", strict=True)
+def test_unrelated_prompt_that_leaves_one_token(llama: PreTrainedModel) -> None:
+    cache = used_cache(llama)  # generate takes the last 51 - 101 tokens of the prompt: ids[:, 50:]
+    with pytest.raises(CacheStateError):
+        greedy(llama, cache, prompt((LONG + 12) // 2, 7))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-eager", "gemma3", "mistral-sliding"])
@@ -285,7 +292,7 @@ def test_layers_that_are_not_compressed_or_empty(llama: PreTrainedModel) -> None
         cache.statistics(1)
 
 
-# ---- parameters -------------------------------------------------------------------------------------------------------
+# ---- parameters ---------------------------------------------------------------------------------------------
 
 NAN, INFINITY = float("nan"), float("inf")
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
@@ -355,7 +362,7 @@ def test_wrong_arguments_of_a_cache_are_named(llama: PreTrainedModel, name: str)
         make(llama)
 
 
-# ---- hybrids: what is not compressed is left alone ---------------------------------------------------------------------
+# ---- hybrids: what is not compressed is left alone ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen3-next"])
