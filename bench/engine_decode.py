@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvcompress import Cake
 from kvcompress.bench.eager import GatheringCache, SlotsWithoutEviction, exact_attention
-from kvcompress.bench.measure import Case, CaseRow, Contender, measure, relative_error
+from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, relative_error
 from kvcompress.bench.one_layer import LayerDriver, attention_module, small_model
 
 QUERY_HEADS, KV_HEADS, HEAD_DIM, WINDOW = 32, 8, 128, 32
@@ -27,7 +28,7 @@ def random_block(tokens: int, seed: int = 0) -> Token:
     return query, key, value
 
 
-def decode_step(*, quick: bool) -> list[CaseRow]:
+def decode_step(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     """One decode step: 1056 slots with eviction against a growing full cache and against gathering each step."""
     slots, full = (160, 512) if quick else (1056, 8192)
     token = random_block(1, seed=1)
@@ -38,7 +39,7 @@ def decode_step(*, quick: bool) -> list[CaseRow]:
         _without_eviction(slots, token),
     ]
     shape = f"{slots} slots or {full} tokens, {QUERY_HEADS}/{KV_HEADS} heads, D={HEAD_DIM}"
-    return measure(Case(name="decode_step", shape=shape), contenders, repeats=3 if quick else 60)
+    return measure(Case(name="decode_step", shape=shape), contenders, repeats=3 if quick else 40, clock=clock)
 
 
 def _bytes(tokens: int, times: int = 1) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import torch
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from kvcompress import CakeCache
-from kvcompress.bench.measure import Case, CaseRow, Contender, measure, relative_error
+from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, relative_error
 
 _CACHE_SIZE = 1024
 
@@ -31,14 +33,14 @@ def random_model(*, quick: bool) -> LlamaForCausalLM:
 
 
 @torch.inference_mode()
-def end_to_end(*, quick: bool) -> list[CaseRow]:
+def end_to_end(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     """Prefill of a long prompt, then single tokens; the same model and prompt for both caches."""
     tokens = 512 if quick else 8192
     model = random_model(quick=quick)
     prompt = torch.randint(1024, (1, tokens), generator=torch.Generator().manual_seed(0))
     return [
-        *_prefill(model, prompt, repeats=2 if quick else 6),
-        *_decode(model, prompt, repeats=3 if quick else 48),
+        *_prefill(model, prompt, repeats=2 if quick else 5, clock=clock),
+        *_decode(model, prompt, repeats=3 if quick else 48, clock=clock),
     ]
 
 
@@ -60,7 +62,7 @@ def _shape(tokens: int, model: LlamaForCausalLM) -> str:
     )
 
 
-def _prefill(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int) -> list[CaseRow]:
+def _prefill(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int, clock: Clock) -> list[CaseRow]:
     """The prompt; its logits must be the full cache's, for a block attends before anything is evicted."""
     tokens = prompt.shape[1]
     expected = _run(model, prompt, DynamicCache(config=model.config)).double()
@@ -73,10 +75,10 @@ def _prefill(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int) -> lis
         Contender(provider="dynamic_cache_sdpa", run=lambda: _run(model, prompt, DynamicCache(config=model.config))),
     ]
     case = Case(name="prefill_model", shape=_shape(tokens, model), ratio_to="dynamic_cache_sdpa")
-    return measure(case, contenders, repeats=repeats)
+    return measure(case, contenders, repeats=repeats, clock=clock)
 
 
-def _decode(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int) -> list[CaseRow]:
+def _decode(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int, clock: Clock) -> list[CaseRow]:
     """Single tokens after the prompt. There is no error to state: the results differ on purpose."""
     caches: dict[str, Cache] = {
         "kvcompress": _compressed(model, prompt.shape[1]),
@@ -88,4 +90,4 @@ def _decode(model: LlamaForCausalLM, prompt: torch.Tensor, repeats: int) -> list
         _run(model, prompt, cache)
         contenders.append(Contender(provider=provider, run=lambda cache=cache: _run(model, token, cache)))  # type: ignore[misc]
     case = Case(name="decode_model", shape=_shape(prompt.shape[1], model))
-    return measure(case, contenders, repeats=repeats)
+    return measure(case, contenders, repeats=repeats, clock=clock)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from time import perf_counter
 
 import torch
 
 from kvcompress import Cake
 from kvcompress.bench.eager import EagerScores, eager_scores, gather_kept
 from kvcompress.bench.engine_decode import HEAD_DIM, KV_HEADS, QUERY_HEADS, WINDOW, random_block
-from kvcompress.bench.measure import Case, CaseRow, Contender, measure, relative_error
+from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, relative_error
 from kvcompress.bench.one_layer import LayerDriver, small_model
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.kernels.dispatch import operation
@@ -41,10 +42,10 @@ def window_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
     )
 
 
-def scoring(*, quick: bool) -> list[CaseRow]:
+def scoring(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     """Scores of a window of 32 queries: blockwise against the materialised attention matrix."""
     rows = []
-    for tokens, repeats in ((512, 3),) if quick else ((8192, 20), (32768, 8)):
+    for tokens, repeats in ((512, 3),) if quick else ((8192, 12), (32768, 6)):
         query, key, value = random_block(tokens)
         query = query[:, :, -WINDOW:].contiguous()
         exact = eager_scores(query.double(), key.double(), _GAMMA, exact=True)
@@ -66,7 +67,7 @@ def scoring(*, quick: bool) -> list[CaseRow]:
             ),
         ]
         case = Case(name="scoring", shape=f"{tokens} tokens, window {WINDOW}, {_HEADS}")
-        rows += measure(case, contenders, repeats=repeats)
+        rows += measure(case, contenders, repeats=repeats, clock=clock)
     return rows
 
 
@@ -83,9 +84,9 @@ def _score_error(run: partial[LayerScores] | partial[EagerScores], exact: EagerS
     return float(torch.tensor(errors).max())
 
 
-def compression(*, quick: bool) -> list[CaseRow]:
+def compression(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     """A layer's whole compression after its attention: score, allocate, select, compact."""
-    tokens, budget, repeats = (512, 64, 3) if quick else (8192, _BUDGET, 20)
+    tokens, budget, repeats = (512, 64, 3) if quick else (8192, _BUDGET, 12)
     query, key, value = random_block(tokens)
     policy = Cake(cache_size=budget + WINDOW, window_size=WINDOW)
     driver = LayerDriver(small_model(QUERY_HEADS, KV_HEADS, HEAD_DIM), policy)
@@ -115,7 +116,7 @@ def compression(*, quick: bool) -> list[CaseRow]:
         ),
     ]
     shape = f"{tokens} -> {budget} + {WINDOW} tokens, {_HEADS}"
-    return measure(Case(name="compress_layer", shape=shape), contenders, repeats=repeats)
+    return measure(Case(name="compress_layer", shape=shape), contenders, repeats=repeats, clock=clock)
 
 
 def _kept_error(kept: torch.Tensor, exact: torch.Tensor) -> float:
@@ -127,7 +128,7 @@ def _kept_error(kept: torch.Tensor, exact: torch.Tensor) -> float:
     return float(((bound - worst) / bound).clamp(min=0).max())
 
 
-def selection(*, quick: bool) -> list[CaseRow]:
+def selection(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     """The best 1024 of 32768 scores in 8 rows: exact and deterministic against torch.topk."""
     count, k = (2048, 64) if quick else (32768, _BUDGET)
     scores = torch.rand(KV_HEADS, count, generator=torch.Generator().manual_seed(0))
@@ -150,10 +151,10 @@ def selection(*, quick: bool) -> list[CaseRow]:
         ),
     ]
     case = Case(name="select", shape=f"{KV_HEADS} rows of {count}, k={k}")
-    return measure(case, contenders, repeats=3 if quick else 40)
+    return measure(case, contenders, repeats=3 if quick else 40, clock=clock)
 
 
-def compaction(*, quick: bool) -> list[CaseRow]:
+def compaction(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     """Packing what stays into slots against gathering it with torch."""
     tokens, budget = (512, 64) if quick else (8192, _BUDGET)
     _, key, value = random_block(tokens)
@@ -188,4 +189,4 @@ def compaction(*, quick: bool) -> list[CaseRow]:
         ),
     ]
     case = Case(name="compact", shape=f"{KV_HEADS} x {budget + WINDOW} of {tokens} tokens, D={HEAD_DIM}")
-    return measure(case, contenders, repeats=3 if quick else 40)
+    return measure(case, contenders, repeats=3 if quick else 40, clock=clock)

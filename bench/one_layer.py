@@ -54,8 +54,9 @@ class LayerDriver:
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         AttentionInterface.register(NO_ATTENTION, _no_attention)
-        self.model = model
         self.cache = CompressedCache(model, policy)
+        # Looked up once: the model's own forward holds the module already when it calls its attention.
+        self.modules = [attention_module(model, layer_idx) for layer_idx in range(len(self.cache.layers))]
 
     def block(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int = 0) -> torch.Tensor:
         """Several tokens: compresses them; their attention among each other is left out.
@@ -69,7 +70,7 @@ class LayerDriver:
         Returns:
             ``[batch, tokens, query_heads, head_dim]``; of several tokens the query itself.
         """
-        module = attention_module(self.model, layer_idx)
+        module = self.modules[layer_idx]
         keys, values = self.cache.update(key, value, layer_idx)
         output, _ = attention_forward(NO_ATTENTION, module, query, keys, values, None, scaling=module.scaling)
         return output

@@ -134,9 +134,8 @@ class Cascade:
         if self.policy.layer_allocator.needs_statistics:
             if entry.device_entropy is None or entry.device_variance is None:
                 raise TypeError(
-                    f"the layer allocator of policy {self.policy.name!r} needs entropy and variance, and its "
-                    f"scorer gives "
-                    "none. Return them in LayerScores, or use an allocator that doesn't need them."
+                    f"the layer allocator of policy {self.policy.name!r} needs entropy and variance, and its scorer "
+                    "gives none. Return them in LayerScores, or use an allocator that doesn't need them."
                 )
             parts += [entry.device_entropy, entry.device_variance]
         return parts
@@ -147,6 +146,5 @@ def _check_finite(entry: ScoredLayer) -> None:
         if value != value or value in (float("inf"), float("-inf")):
             raise CacheStateError(
                 f"the attention of layer {entry.layer.layer_idx} is not finite (entropy {value}); the model "
-                f"overflows in "
-                "this dtype. Load it in bfloat16 or float32."
+                "overflows in this dtype. Load it in bfloat16 or float32."
             )

@@ -39,7 +39,7 @@ def attach(model: PreTrainedModel) -> PreTrainedModel:
             return model
         if not model._can_set_attn_implementation():
             raise UnsupportedModelError(
-                f"compression needs a model whose attention goes through transformers' AttentionInterface; got "
+                "compression needs a model whose attention goes through transformers' AttentionInterface; got "
                 f"{type(model).__name__}, which has attention code of its own. Use DynamicCache for this model."
             )
         _set_text_implementation(model, _register(current or "eager"))

@@ -93,7 +93,7 @@ def attend_block(
     group, held = query_heads // heads, tokens - queries
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     grouped = query.view(batch, heads, group, queries, head_dim)
-    keys, values = keys.to(compute)[:, :, None], values.to(compute)[:, :, None]
+    keys, values = keys.to(compute), values.to(compute)
     size = max(1, _BLOCK_ELEMENTS // (batch * query_heads * tokens))
     outputs = []
     for start in range(0, queries, size):
@@ -104,10 +104,11 @@ def attend_block(
             past = past & (distance < spec.sliding_window)
         new = within[:, None, rows].expand(-1, heads, -1, -1)
         visible = torch.cat([past, new], dim=-1)[:, :, None]
-        logits = torch.matmul(grouped[:, :, :, rows].to(compute) * spec.scaling, keys.transpose(-1, -2))
-        p = _probabilities(logits, visible, spec)
-        outputs.append(torch.matmul(p, values).to(query.dtype))
-    output = torch.cat(outputs, dim=3).view(batch, query_heads, queries, -1)
+        part = grouped[:, :, :, rows].flatten(2, 3).to(compute) * spec.scaling
+        logits = torch.matmul(part, keys.transpose(-1, -2)).view(batch, heads, group, -1, tokens)
+        p = _probabilities(logits, visible, spec).flatten(2, 3)
+        outputs.append(torch.matmul(p, values).to(query.dtype).view(batch, query_heads, -1, values.shape[-1]))
+    output = torch.cat(outputs, dim=2)
     return output.transpose(1, 2).contiguous()
 
 

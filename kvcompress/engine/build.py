@@ -33,8 +33,7 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     if getattr(config, "num_kv_shared_layers", None):
         raise UnsupportedModelError(
             f"{name} shares keys between layers (num_kv_shared_layers={config.num_kv_shared_layers}), which "
-            f"compression does "
-            "not support. Use DynamicCache for this model."
+            "compression does not support. Use DynamicCache for this model."
         )
     layers = list(DynamicCache(config=config).layers)
     if len(layers) < config.num_hidden_layers:  # older transformers create plain layers only when they are needed
@@ -48,8 +47,7 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     if not any(isinstance(layer, CompressedLayer) for layer in built):
         raise UnsupportedModelError(
             f"no layer of {name} would be compressed: all are sliding-window, chunked or linear ones. Pass "
-            f"compress_sliding=True to "
-            "compress sliding-window layers, or use DynamicCache."
+            "compress_sliding=True to compress sliding-window layers, or use DynamicCache."
         )
     return built
 
@@ -63,8 +61,7 @@ def _build(index: int, layer: Any, model: str, compress_sliding: bool, static: b
         return layer  # linear attention keeps a state of fixed size
     raise UnsupportedModelError(
         f"layer {index} of {model} keeps a {type(layer).__name__}, which compression does not support. Use "
-        f"DynamicCache for "
-        "this model."
+        "DynamicCache for this model."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -16,9 +15,10 @@ from kvcompress.engine.attend import attend_token
 from kvcompress.engine.attention import AttentionCall, tag_key
 from kvcompress.engine.build import build_layers
 from kvcompress.engine.events import Observer, ascending
-from kvcompress.engine.layer import CompressedLayer, LayerStatistics
+from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.prefill import prefill
-from kvcompress.engine.report import CacheReport, LayerReport
+from kvcompress.engine.report import CacheReport, layer_bytes, layer_report
 from kvcompress.errors import CacheStateError, UnsupportedModelError
 from kvcompress.kernels.dispatch import operation, resolve_backend
 from kvcompress.policies.base import Policy
@@ -124,22 +124,20 @@ class CompressedCache(Cache):
         """Called by the attention function: attends a layer's new tokens and compresses the layer."""
         if not layer.pending:
             raise CacheStateError(
-                f"layer {layer.layer_idx} was attended twice for one update: this model shares keys between "
-                f"layers, which "
-                "compression does not support. Use DynamicCache for this model."
+                f"layer {layer.layer_idx} was attended twice for one update: this model shares keys between layers, "
+                "which compression does not support. Use DynamicCache for this model."
             )
         if not getattr(call.module, "is_causal", True):
             raise UnsupportedModelError(
-                f"compression supports causal attention only, and layer {layer.layer_idx} attends in both directions. "
-                "Use a decoder, or run this model without a cache."
+                f"compression supports causal attention only, and layer {layer.layer_idx} attends in both "
+                "directions. Use a decoder, or run this model without a cache."
             )
         layer.pending, self._pending = False, None
         if layer is self.compressed_layers[0] and self.cascade.unfinished:
             raise CacheStateError(
-                f"the last prefill reached {len(self.cascade.scored)} of {len(self.compressed_layers)} layers: it was "
-                "interrupted, or the model skips layers. Call cache.reset() or make a new cache; for a model "
-                "that skips "
-                "layers use DynamicCache."
+                f"the last prefill reached {len(self.cascade.scored)} of {len(self.compressed_layers)} layers: it "
+                "was interrupted, or the model skips layers. Call cache.reset() or make a new cache; for a model "
+                "that skips layers use DynamicCache."
             )
         if layer.decodes(call.query.shape[2]):
             return attend_token(self, layer, call)
@@ -148,17 +146,14 @@ class CompressedCache(Cache):
     def _check_attended(self) -> None:
         if not is_attached(self._config.target):
             raise CacheStateError(
-                "the cache's model is no longer attached (detach or set_attn_implementation was called), so "
-                "nothing would be "
-                "compressed. Call kvcompress.attach(model), and make a new cache if tokens were lost."
+                "the cache's model is no longer attached (detach or set_attn_implementation was called), so nothing "
+                "would be compressed. Call kvcompress.attach(model), and make a new cache if tokens were lost."
             )
         if self._pending is not None:
             raise CacheStateError(
-                f"layer {self._pending.layer_idx} was updated but never attended through transformers' "
-                f"attention interface: the "
-                "model works on the keys between update and attention, or shares them, which compression does "
-                "not support. "
-                "Use DynamicCache for this model."
+                f"layer {self._pending.layer_idx} was updated but never attended through transformers' attention "
+                "interface: the model works on the keys between update and attention, or shares them, which "
+                "compression does not support. Use DynamicCache for this model."
             )
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -243,13 +238,13 @@ class CompressedCache(Cache):
     @property
     def num_bytes(self) -> int:
         """Bytes of the storages that the cache really holds, all layers and bookkeeping included."""
-        return sum(_layer_bytes(layer) for layer in self.layers)
+        return sum(layer_bytes(layer) for layer in self.layers)
 
     def report(self) -> CacheReport:
         """Bytes held, bytes of a full cache, and tokens kept per layer."""
-        reports = [_layer_report(layer) for layer in self.compressed_layers if layer.store is not None]
+        reports = [layer_report(layer) for layer in self.compressed_layers if layer.store is not None]
         others = [layer for layer in self.layers if not isinstance(layer, CompressedLayer)]
-        other_bytes = sum(_layer_bytes(layer) for layer in others)
+        other_bytes = sum(layer_bytes(layer) for layer in others)
         return CacheReport(
             policy=self.policy.name,
             seen=int(self.get_seq_length()),
@@ -264,51 +259,15 @@ def _check_arguments(model: Any, policy: Any, cascade_every: Any, static: bool) 
         raise TypeError(f"model must be a transformers PreTrainedModel; got {type(model).__name__}")
     if not isinstance(policy, Policy):
         raise TypeError(
-            f"policy must be a Policy such as SnapKV(cache_size=1024); got {policy!r}. "
-            "kvcompress.make_policy(name, ...) makes one from a name."
+            f"policy must be a Policy such as SnapKV(cache_size=1024); got {policy!r}. kvcompress.make_policy(name, "
+            "...) makes one from a name."
         )
     check_whole("cascade_every", cascade_every, at_least=1)
     if static and (policy.decode_rule.grows or policy.decode_rule.storage_order):
         raise ValueError(
-            f"static=True needs a policy whose rows have a fixed size while decoding; policy {policy.name!r} has not. "
-            "Choose a decode rule that evicts, such as decode='last_query'."
+            f"static=True needs a policy whose rows have a fixed size while decoding; policy {policy.name!r} has "
+            "not. Choose a decode rule that evicts, such as decode='last_query'."
         )
-
-
-def _tensors(layer: Any) -> Iterable[torch.Tensor]:
-    found = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
-    for states in (getattr(layer, "conv_states", None), getattr(layer, "recurrent_states", None)):
-        found += [value for value in (states or {}).values() if isinstance(value, torch.Tensor)]
-    return found
-
-
-def _layer_bytes(layer: Any) -> int:
-    """Bytes of a layer's storages, each counted once."""
-    if isinstance(layer, CompressedLayer):
-        tensors = [] if layer.store is None else layer.store.tensors()
-        tensors += [] if layer.order is None else [layer.order.order]
-        tensors += [tensor for tensor in (layer.row_start, layer.padding) if tensor is not None]
-        if layer.statistics is not None and layer.statistics.token_scores is not None:
-            tensors.append(layer.statistics.token_scores)
-    else:
-        tensors = list(_tensors(layer))
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
-
-
-def _layer_report(layer: CompressedLayer) -> LayerReport:
-    store, statistics = layer.store, layer.statistics
-    if store is None or statistics is None:
-        raise ValueError(f"layer {layer.layer_idx} holds nothing yet")
-    keys, values = store.slots.keys, store.slots.values
-    per_token = keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()
-    return LayerReport(
-        layer_idx=layer.layer_idx,
-        tokens=float((store.slots.positions >= 0).sum()) / store.rows,
-        budget=tuple(statistics.budget.tolist()),
-        num_bytes=_layer_bytes(layer),
-        full_bytes=int(layer.seen) * store.rows * per_token,
-    )
 
 
 @torch.compiler.disable(  # type: ignore[untyped-decorator]

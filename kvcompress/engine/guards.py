@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The base's mask function, after a check that the prompt continues what the cache has seen.
 
-    ``generate`` slices the prompt by the number of tokens that the cache has seen. Given a shorter, unrelated
-    prompt the
-    slice is nonsense, and the padding mask is too short for it; that is where it shows.
+    ``generate`` slices the prompt by the number of tokens that the cache has seen. Given a shorter, unrelated prompt
+    the slice is nonsense, and the padding mask is too short for it; that is where it shows.
     """
     mask, queries, keys = kwargs.get("attention_mask"), kwargs.get("q_length"), kwargs.get("kv_length")
     seen = kwargs.get("q_offset", kwargs.get("kv_offset", 0))
@@ -28,10 +27,8 @@ def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if ours and isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[-1] < seen + queries:
         raise CacheStateError(
             f"the attention mask covers {mask.shape[-1]} tokens, but the cache has seen {seen} and is given "
-            f"{queries} more: "
-            "this prompt does not continue what the cache holds. Call cache.reset() or make a new cache for a "
-            "new prompt; "
-            "for a continued one pass the mask of the whole conversation."
+            f"{queries} more: this prompt does not continue what the cache holds. Call cache.reset() or make a new "
+            "cache for a new prompt; for a continued one pass the mask of the whole conversation."
         )
     return base(*args, **kwargs)
 
@@ -49,7 +46,6 @@ def check_continues(layer: CompressedLayer, call: AttentionCall) -> None:
     last = positions[:, -1]
     if bool((last < tokens).any()):
         raise CacheStateError(
-            f"the prompt ends at position {int(last.max())}, but the cache has seen {before} tokens: this "
-            f"prompt does not "
-            "continue what the cache holds. Call cache.reset() or make a new cache for a new prompt."
+            f"the prompt ends at position {int(last.max())}, but the cache has seen {before} tokens: this prompt "
+            "does not continue what the cache holds. Call cache.reset() or make a new cache for a new prompt."
         )

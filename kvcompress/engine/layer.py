@@ -9,30 +9,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.store import SlotStore
 from kvcompress.engine.update import StorageOrder
 from kvcompress.errors import CacheStateError
 
 _LEAST_GROWTH = 64  # slots that a growing row gains at least
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerStatistics:
-    """What prefill found out about a layer.
-
-    Attributes:
-        budget: int64 ``[batch]``, tokens kept per head on average, window excluded.
-        preference: float32 ``[batch]``, the weight that the layer budgets follow; None for policies without one.
-        entropy: float32 ``[batch]``, attention entropy in nats; None for policies that don't look at attention.
-        variance: float32 ``[batch]``, attention variance; None likewise, NaN where the window had one query.
-        token_scores: float32 ``[batch, kv_heads, tokens - window]``; None unless ``keep_statistics=True``.
-    """
-
-    budget: torch.Tensor
-    preference: torch.Tensor | None
-    entropy: torch.Tensor | None
-    variance: torch.Tensor | None
-    token_scores: torch.Tensor | None
 
 
 @dataclass(slots=True)
@@ -88,14 +70,13 @@ class CompressedLayer(CacheLayerMixin):
 
     def _clear(self) -> None:
         self.seen: int | torch.Tensor = 0
-        self.block_batch = 0
         self.store: SlotStore | None = None
         self.rows: Rows | None = None
         self.row_start: torch.Tensor | None = None  # int64 [batch], position of each row's first token; None: zeros
         self.padding: torch.Tensor | None = None  # int64 [batch], positions so far that hold no token; None: zeros
         self.order: StorageOrder | None = None  # of CakeReference alone
         self.prompt_end = 0
-        self.unstarted = False  # some row has had nothing but padding so far, so that its next token may be padding, too
+        self.unstarted = False  # some row has had nothing but padding so far: its next token may be padding, too
         self.evicted = False
         self.pending = False
         self.statistics: LayerStatistics | None = None
@@ -117,8 +98,8 @@ class CompressedLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         if self.store is not None and self.store.batch != key_states.shape[0]:
             raise CacheStateError(
-                f"the cache holds {self.store.batch} sequences and was given a batch of {key_states.shape[0]}. "
-                "Call cache.reset() or make a new cache for a new batch."
+                f"the cache holds {self.store.batch} sequences and was given a batch of {key_states.shape[0]}. Call "
+                "cache.reset() or make a new cache for a new batch."
             )
         if isinstance(self.seen, torch.Tensor):
             self.seen.add_(key_states.shape[2])
@@ -137,8 +118,7 @@ class CompressedLayer(CacheLayerMixin):
         if queries == 0:
             raise CacheStateError(
                 f"there is no new token: the cache has seen {int(self.seen)} tokens, and the prompt does not go "
-                f"beyond them. "
-                "Call cache.reset() or make a new cache for a new prompt."
+                "beyond them. Call cache.reset() or make a new cache for a new prompt."
             )
         if self.decodes(queries):
             return 1, 0  # one token sees itself: a mask of fixed shape that nobody reads
@@ -188,7 +168,7 @@ class CompressedLayer(CacheLayerMixin):
             self.row_start = self.row_start[indices.to(self.row_start.device)]
             self.padding = self.padding[indices.to(self.padding.device)]
         if self.statistics is not None:
-            self.statistics = _select_statistics(self.statistics, indices)
+            self.statistics = self.statistics.select_batch(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes the last ``-tokens_to_remove`` tokens back, which is possible as long as nothing has been evicted."""
@@ -199,8 +179,8 @@ class CompressedLayer(CacheLayerMixin):
         if self.evicted or self.static or self.order is not None:
             raise CacheStateError(
                 "a compressed cache cannot be cropped once tokens have been evicted: they are gone (assisted "
-                "decoding and "
-                "prompt lookup crop). Generate without an assistant, or use DynamicCache for assisted decoding."
+                "decoding and prompt lookup crop). Generate without an assistant, or use DynamicCache for assisted "
+                "decoding."
             )
         self.seen = int(self.seen) + tokens_to_remove
         self.store.free_from(self.seen)
@@ -211,8 +191,7 @@ class CompressedLayer(CacheLayerMixin):
         """Not supported."""
         raise CacheStateError(
             "a compressed cache cannot be offloaded: it is small because it is compressed. Use a smaller "
-            "cache_size, or "
-            "DynamicCache(offloading=True)."
+            "cache_size, or DynamicCache(offloading=True)."
         )
 
     prefetch = offload
@@ -290,16 +269,3 @@ class CompressedLayer(CacheLayerMixin):
         self.is_compileable = True
         for tensor in (*self.store.slots, self.store.next_slot, self.seen):
             torch._dynamo.mark_static_address(tensor)
-
-
-def _select_statistics(statistics: LayerStatistics, indices: torch.Tensor) -> LayerStatistics:
-    def pick(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor[indices.to(tensor.device)]
-
-    return LayerStatistics(
-        budget=statistics.budget[indices.to(statistics.budget.device)],
-        preference=pick(statistics.preference),
-        entropy=pick(statistics.entropy),
-        variance=pick(statistics.variance),
-        token_scores=pick(statistics.token_scores),
-    )

@@ -96,7 +96,6 @@ def _as_bool(mask: torch.Tensor) -> torch.Tensor:
 def _check_heads(mask: torch.Tensor) -> None:
     if mask.shape[1] != 1:
         raise UnsupportedModelError(
-            f"compression needs one attention mask for all heads; got a mask of shape {tuple(mask.shape)}, one "
-            f"per head. "
-            "Use DynamicCache for this model."
+            f"compression needs one attention mask for all heads; got a mask of shape {tuple(mask.shape)}, one per "
+            "head. Use DynamicCache for this model."
         )

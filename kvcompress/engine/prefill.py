@@ -15,13 +15,15 @@ from kvcompress.engine.cascade import rows_of, settle, spare_slots, tell_evicted
 from kvcompress.engine.compact import compact
 from kvcompress.engine.events import PrefillEvent
 from kvcompress.engine.guards import check_continues
-from kvcompress.engine.layer import CompressedLayer, LayerStatistics
+from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.masks import block_mask, last_query_mask, token_mask
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.engine.selection import mark_scores, select, select_as_torch
 
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
+
 _MOST_MATERIALISED = 4096  # tokens up to which CakeReference's prefill attends by the plain formula
 
 
@@ -182,9 +184,8 @@ def _choose(cache: CompressedCache, marked: torch.Tensor, entry: ScoredLayer, he
     """Indices of the tokens that are kept, in the order in which they are stored."""
     if not cache.policy.decode_rule.storage_order:
         return select(marked, held, cache.backend)
-    padding = marked.shape[-1] - entry.available.to(
-        marked.device
-    )  # such a row keeps all its tokens, and they come last
+    # A row in its own order keeps all its tokens, and they come last.
+    padding = marked.shape[-1] - entry.available.to(marked.device)
     place = (padding[..., None] + torch.arange(max(held), device=marked.device)).clamp(max=marked.shape[-1] - 1)
     own_order = [cache.policy.stores_chronologically(tokens) for tokens in entry.tokens.tolist()]
     keep_order = torch.tensor(own_order, device=marked.device)[:, None, None]

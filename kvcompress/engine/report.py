@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvcompress.engine.layer import CompressedLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +61,40 @@ class CacheReport:
         )
         lines = [f"  layer {layer.layer_idx:>3}: {layer.tokens:8.1f} tokens kept" for layer in self.layers]
         return "\n".join([head, *lines])
+
+
+def _tensors(layer: Any) -> Iterable[torch.Tensor]:
+    found = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    for states in (getattr(layer, "conv_states", None), getattr(layer, "recurrent_states", None)):
+        found += [value for value in (states or {}).values() if isinstance(value, torch.Tensor)]
+    return found
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of a layer's storages, each counted once."""
+    if isinstance(layer, CompressedLayer):
+        tensors = [] if layer.store is None else layer.store.tensors()
+        tensors += [] if layer.order is None else [layer.order.order]
+        tensors += [tensor for tensor in (layer.row_start, layer.padding) if tensor is not None]
+        if layer.statistics is not None and layer.statistics.token_scores is not None:
+            tensors.append(layer.statistics.token_scores)
+    else:
+        tensors = list(_tensors(layer))
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def layer_report(layer: CompressedLayer) -> LayerReport:
+    """Describes a compressed layer that holds tokens."""
+    store, statistics = layer.store, layer.statistics
+    if store is None or statistics is None:
+        raise ValueError(f"layer {layer.layer_idx} holds nothing yet")
+    keys, values = store.slots.keys, store.slots.values
+    per_token = keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size()
+    return LayerReport(
+        layer_idx=layer.layer_idx,
+        tokens=float((store.slots.positions >= 0).sum()) / store.rows,
+        budget=tuple(statistics.budget.tolist()),
+        num_bytes=layer_bytes(layer),
+        full_bytes=int(layer.seen) * store.rows * per_token,
+    )

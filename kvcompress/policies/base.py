@@ -42,23 +42,23 @@ class Policy(ABC):
     def _check_size(self) -> None:
         if (self.cache_size is None) == (self.compression_ratio is None):
             raise ValueError(
-                "give exactly one of cache_size (tokens kept per layer) and compression_ratio (fraction removed); got "
-                f"cache_size={self.cache_size!r}, compression_ratio={self.compression_ratio!r}"
+                "give exactly one of cache_size (tokens kept per layer) and compression_ratio (fraction removed); "
+                f"got cache_size={self.cache_size!r}, compression_ratio={self.compression_ratio!r}"
             )
         if self.compression_ratio is not None:
             check_number("compression_ratio", self.compression_ratio)
             if not 0 <= self.compression_ratio < 1:
                 raise ValueError(
-                    "compression_ratio is the fraction REMOVED and must lie in [0, 1); "
-                    f"got {self.compression_ratio!r}. To keep a tenth give 0.9."
+                    "compression_ratio is the fraction REMOVED and must lie in [0, 1); got "
+                    f"{self.compression_ratio!r}. To keep a tenth give 0.9."
                 )
         if self.cache_size is not None:
             check_whole("cache_size", self.cache_size, at_least=1)
             least = self.window_size + self.sink_tokens
             if self.cache_size < least:
                 raise ValueError(
-                    f"cache_size must be at least window_size + sink_tokens, which are always kept; got cache_size="
-                    f"{self.cache_size}, window_size={self.window_size}, sink_tokens={self.sink_tokens}. "
+                    "cache_size must be at least window_size + sink_tokens, which are always kept; got "
+                    f"cache_size={self.cache_size}, window_size={self.window_size}, sink_tokens={self.sink_tokens}. "
                     f"Raise cache_size to {least} or more, or make the window smaller."
                 )
 

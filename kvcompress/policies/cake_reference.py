@@ -44,9 +44,8 @@ def _window_attention(inputs: ScoreInputs) -> torch.Tensor:
     spec = inputs.spec
     if spec.softcap is not None or spec.sinks is not None or spec.sliding_window is not None:
         raise UnsupportedModelError(
-            "CakeReference reproduces code that knows neither softcap nor learned sinks nor sliding windows; "
-            "got a model "
-            "with one of them. Use Cake."
+            "CakeReference reproduces code that knows neither softcap nor learned sinks nor sliding windows; got a "
+            "model with one of them. Use Cake."
         )
     batch, heads, tokens, head_dim = inputs.keys.shape
     queries = min(inputs.window, inputs.query.shape[2])
