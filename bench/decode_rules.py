@@ -28,9 +28,9 @@ import typer
 
 from kvcompress import Cake
 from kvcompress.bench.replay import next_logits, record_prefill, replay
-from kvcompress.bench.results_file import RESULTS, results, write_results
+from kvcompress.bench.results_file import RESULTS, environment, results, write_results
 from kvcompress.bench.testbed.accuracy import wilson_interval
-from kvcompress.bench.testbed.documents import Document, needles, pairs, variables
+from kvcompress.bench.testbed.documents import Document, Question, needles, pairs, variables
 from kvcompress.bench.testbed.location import MODEL_DIR, load_testbed
 from kvcompress.bench.testbed.vocabulary import BOS_ID, EOS_ID
 
@@ -76,17 +76,19 @@ class Script:
         prompts: int64 ``[documents, tokens]``, context and first question.
         forced: int64 ``[documents, steps]``, what follows.
         spans: of each answer that counts, where it lies in ``forced``: (start, end).
+        arrived: bool ``[documents, answers]``, whether the fact asked for came while decoding.
     """
 
     prompts: torch.Tensor
     forced: torch.Tensor
     spans: tuple[tuple[int, int], ...]
+    arrived: torch.Tensor
 
 
 def make_script(task: str, documents: range, *, room: int = ROOM, asked: int = QUESTIONS) -> Script:
     """The documents of a task, fixed by their numbers; all of one task have the same lengths."""
     spec = TASKS[task]
-    prompts, forced = [], []
+    prompts, forced, arrived = [], [], []
     spans: list[tuple[int, int]] = []
     for index in documents:
         document = spec.build(Random(f"decode_rules:{task}:{room}:{index}"), room, asked)
@@ -99,9 +101,22 @@ def make_script(task: str, documents: range, *, room: int = ROOM, asked: int = Q
             ids += [*question.answer, EOS_ID]
         start = spans.pop(0)[0] if spec.arriving == 0 else 1 + room - spec.arriving
         spans = [(a - start, b - start) for a, b in spans]
+        asked_for = questions[len(questions) - len(spans) :]
+        arrived.append([spec.arriving > 0 and _end_of_fact(ids, question) > start for question in asked_for])
         prompts.append(ids[:start])
         forced.append(ids[start:])
-    return Script(prompts=torch.tensor(prompts), forced=torch.tensor(forced), spans=tuple(spans))
+    return Script(
+        prompts=torch.tensor(prompts),
+        forced=torch.tensor(forced),
+        spans=tuple(spans),
+        arrived=torch.tensor(arrived),
+    )
+
+
+def _end_of_fact(ids: list[int], question: Question) -> int:
+    """Where the needle that answers a question ends; the question and its answer repeat it word for word."""
+    fact = [*question.ids[1:], *question.answer]
+    return next(n for n in range(len(fact), len(ids) + 1) if ids[n - len(fact) : n] == fact)
 
 
 def policy_of(rule: str, cache_size: int) -> Cake:
@@ -137,11 +152,17 @@ def run_rule(folder: Path, task: str, size: int, rule: str, documents: int) -> d
         "correct": int(hits.sum()),
         "accuracy": float(hits.double().mean()),
         "interval_95": [round(low, 4), round(high, 4)],
-        "first_time": float(hits[:, : len(script.spans) - repeated].double().mean()),
-        "asked_again": float(hits[:, -repeated:].double().mean()) if repeated else None,
+        "first_time": _share(hits[:, : len(script.spans) - repeated]),
+        "asked_again": _share(hits[:, len(script.spans) - repeated :]),
+        "of_prompt": _share(hits[~script.arrived]),
+        "of_arrived": _share(hits[script.arrived]),
         "bytes_per_document": cache.num_bytes // documents,
         "by_document": hits.sum(1).tolist(),
     }
+
+
+def _share(hits: torch.Tensor) -> float | None:
+    return float(hits.double().mean()) if hits.numel() else None
 
 
 def add_differences(cells: list[dict[str, Any]]) -> None:
@@ -180,20 +201,22 @@ def main(
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "decode_rules.json",
 ) -> None:
     """Measure which decode rule loses least over a long decode."""
+    made_in = environment()
     cells = compare_rules(model, documents=documents, sizes=tuple(int(size) for size in sizes.split(",")))
     notes = {
         "mode": f"{QUESTIONS} questions, asked twice (arriving: once), forced token by token, scored by argmax",
         "context": ROOM,
+        "threads": 1,  # of each process
         "window_size": WINDOW,
         "intervals": "interval_95: Wilson, over answers (those of one document are not independent); "
         f"difference: paired, to {YARDSTICK}, bootstrap over documents",
         "unequal_bytes": "off grows while decoding and shows what eviction while decoding costs at all",
     }
-    write_results(results(cells, schema=SCHEMA, notes=notes), out)
+    write_results(results(cells, made_in=made_in, schema=SCHEMA, notes=notes), out)
     for cell in cells:
         typer.echo(
             f"{cell['task']:16} {cell['cache_size']:4} {cell['rule']:12} {100 * cell['accuracy']:5.1f} % "
-            f"(first time {100 * cell['first_time']:5.1f})  difference "
+            f"(of arrived facts {'-' if cell['of_arrived'] is None else round(100 * cell['of_arrived'])})  difference "
             f"{100 * cell['difference']:+5.1f} {cell['difference_interval_95']}  "
             f"{cell['bytes_per_document'] / 1024:.0f} KiB"
         )

@@ -15,7 +15,7 @@ from kvcompress.bench.engine_decode import decode_step
 from kvcompress.bench.engine_end_to_end import end_to_end
 from kvcompress.bench.engine_prefill import compaction, compression, scoring, selection
 from kvcompress.bench.measure import CaseRow, Clock
-from kvcompress.bench.results_file import RESULTS, results, write_results
+from kvcompress.bench.results_file import RESULTS, environment, results, write_results
 
 CASES: Final[Mapping[str, Callable[..., list[CaseRow]]]] = MappingProxyType(
     {
@@ -72,13 +72,15 @@ def main(
     """Time the engine's steps against what they replace."""
     if threads or cpu_time:
         torch.set_num_threads(1 if cpu_time else threads)
+    made_in = environment()
     clock = time.process_time if cpu_time else time.perf_counter
     rows = run_cases(cases.split(","), quick=quick, clock=clock)
     for row in rows:
         typer.echo(describe(row))
     target = out if quick else out or RESULTS / "engine_cpu.json"
+    notes = {"clock": "processor time" if cpu_time else "wall time"}
     if target is not None:
-        write_results(results(rows, notes={"clock": "processor time" if cpu_time else "wall time"}), target)
+        write_results(results(rows, made_in=made_in, notes=notes), target)
         typer.echo(f"written: {target}")
 
 

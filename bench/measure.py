@@ -20,8 +20,6 @@ from kvcompress.bench.peak_memory import peak_memory
 
 Clock = Callable[[], float]
 
-_WARM_UP = 2
-
 
 class WrongResultError(RuntimeError):
     """A contender's result is not the reference's: its time would mean nothing."""
@@ -94,7 +92,12 @@ class Case:
 
 
 def measure(
-    case: Case, contenders: Sequence[Contender], *, repeats: int, clock: Clock = time.perf_counter
+    case: Case,
+    contenders: Sequence[Contender],
+    *,
+    repeats: int,
+    warm_up: int = 2,
+    clock: Clock = time.perf_counter,
 ) -> list[CaseRow]:
     """Checks each contender, then times all of them in turns.
 
@@ -102,6 +105,7 @@ def measure(
         case: what is measured.
         contenders: who takes part; the one that ``case.ratio_to`` names among them.
         repeats: rounds, at least 1.
+        warm_up: calls of each contender before the first round.
         clock: seconds; tests give their own.
 
     Returns:
@@ -114,7 +118,7 @@ def measure(
     _check_request(case, contenders, repeats)
     errors = [checked_error(case, contender) for contender in contenders]
     for contender in contenders:
-        for _ in range(_WARM_UP):
+        for _ in range(warm_up):
             contender.run()
     times = interleave(contenders, repeats, clock)
     memory = [peak_memory(contender.run) if contender.counts_memory else None for contender in contenders]

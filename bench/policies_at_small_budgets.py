@@ -19,7 +19,7 @@ import typer
 
 from kvcompress import Cake, CompressedCache, Full, Policy, Random, SnapKV, StreamingLLM
 from kvcompress.bench.replay import next_logits, record_prefill, replay
-from kvcompress.bench.results_file import RESULTS, results, write_results
+from kvcompress.bench.results_file import RESULTS, environment, results, write_results
 from kvcompress.bench.testbed.accuracy import wilson_interval
 from kvcompress.bench.testbed.location import MODEL_DIR, load_testbed
 from kvcompress.bench.testbed.tasks import Example, is_correct, make_example
@@ -34,7 +34,7 @@ WINDOW: Final = 8  # a window longer than the question (3 to 6 ids here) scores 
 POLICIES: Final[Mapping[str, Callable[[int], Policy]]] = MappingProxyType(
     {
         "cake": lambda size: Cake(cache_size=size, window_size=WINDOW),
-        "snapkv": lambda size: SnapKV(cache_size=size, window_size=WINDOW, decode="last_query"),
+        "snapkv": lambda size: SnapKV(cache_size=size, window_size=WINDOW, decode="accumulate"),
         "streaming_llm": lambda size: StreamingLLM(cache_size=size),
         "random": lambda size: Random(cache_size=size, window_size=WINDOW),
     }
@@ -132,14 +132,16 @@ def main(
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "policies_small_budgets.json",
 ) -> None:
     """Measure how much of the testbed's tasks each policy keeps at small budgets."""
+    made_in = environment()
     wanted = tuple(int(size) for size in sizes.split(","))
     cells = compare_policies(model, samples=samples, length=length, sizes=wanted)
     notes = {
         "mode": "query-aware: the question ends the prompt; the first answer token comes from the uncompressed prefill",
         "window_size": WINDOW,
+        "threads": 1,  # of each process
         "bytes": "bytes held per sample, bookkeeping included",
     }
-    write_results(results(cells, schema=SCHEMA, notes=notes), out)
+    write_results(results(cells, made_in=made_in, schema=SCHEMA, notes=notes), out)
     for cell in cells:
         typer.echo(
             f"{cell['task']:12} {cell['policy']:14} {cell['cache_size'] or 'all':>5} "

@@ -40,16 +40,21 @@ def environment() -> dict[str, Any]:
 
 
 def results(
-    cases: Sequence[Mapping[str, Any]], *, schema: str = SCHEMA, notes: Mapping[str, Any] | None = None
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    made_in: Mapping[str, Any],
+    schema: str = SCHEMA,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A run's whole content.
 
     Args:
         cases: its rows.
+        made_in: the :func:`environment`, asked before the run: a work tree may change while it lasts.
         schema: name and version of the rows' form.
         notes: what a reader must know to understand them.
     """
-    return {"schema": schema, **environment(), **(notes or {}), "cases": list(cases)}
+    return {"schema": schema, **made_in, **(notes or {}), "cases": list(cases)}
 
 
 def write_results(content: Mapping[str, Any], path: Path) -> None:

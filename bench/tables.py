@@ -27,17 +27,19 @@ _OPENED = re.compile(r"^<!-- table:([a-z0-9_]+) -->$", re.MULTILINE)
 Run = Mapping[str, Any]
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
-    align = ["---"] + ["---:"] * (len(header) - 1)
+def markdown(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
+    """A Markdown table; the first ``texts`` columns to the left, the others to the right."""
+    align = ["---"] * texts + ["---:"] * (len(header) - texts)
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, align, *rows])
 
 
 def origin(run: Run) -> str:
     """One line on where a run was made."""
-    commit = (run.get("commit") or "unknown")[:7] + ("+" if run.get("dirty") else "")
-    parts = [f"commit {commit}", run.get("time_utc", "")[:10], str(run.get("cpu") or run.get("device", ""))]
-    parts += [f"{run['threads']} threads"] if "threads" in run else []
+    parts = [run.get("time_utc", "")[:10], str(run.get("cpu") or run.get("device", ""))]
+    if run.get("commit"):
+        parts.insert(0, f"commit {run['commit'][:7]}{' with changes' if run.get('dirty') else ''}")
+    if "clock" in run:
+        parts.append(f"{run['clock']}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}")
     parts += [f"torch {run.get('torch')}", f"transformers {run.get('transformers')}"]
     return f"\nMeasured: {', '.join(parts)}.\n"
 
@@ -52,13 +54,13 @@ def engine_speed(run: Run) -> str:
                 case["case"],
                 case["shape"],
                 case["provider"],
-                f"{case['median']:.3g} [{case['q20']:.3g}, {case['q80']:.3g}]",
-                "1" if case["provider"] == case["ratio_to"] else f"{case['ratio']:.3g}",
-                "" if peak is None else f"{peak / 2**20:.3g}",
+                f"{_figure(case['median'])} [{_figure(case['q20'])}, {_figure(case['q80'])}]",
+                "1" if case["provider"] == case["ratio_to"] else _figure(case["ratio"]),
+                "" if peak is None else _figure(peak / 2**20),
             ]
         )
     header = ["case", "shape", "provider", "ms, median [20 %, 80 %]", "times the yardstick", "peak MiB"]
-    return markdown(header, rows) + origin(run)
+    return markdown(header, rows, texts=3) + origin(run)
 
 
 def decode_rules(run: Run) -> str:
@@ -76,7 +78,7 @@ def decode_rules(run: Run) -> str:
             ]
         )
     header = ["task, cache size", "rule", "right, % [95 %]", "against `last_query`", "KiB"]
-    return markdown(header, rows) + origin(run)
+    return markdown(header, rows, texts=2) + origin(run)
 
 
 def policies_small_budgets(run: Run) -> str:
@@ -159,6 +161,11 @@ def documents(root: Path = PROJECT) -> Iterator[Path]:
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if path.is_file() and _OPENED.search(path.read_text(encoding="utf-8")):
             yield path
+
+
+def _figure(value: float) -> str:
+    """Three digits, never with an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _percent(share: float, interval: list[float]) -> str:

@@ -44,7 +44,7 @@ class CakeCache(CompressedCache):
         *,
         compression_ratio: float | None = None,
         sink_tokens: int = 0,
-        decode: str = "last_query",
+        decode: str = "accumulate",
         keep_statistics: bool = False,
         compress_sliding: bool | None = None,
         cascade_every: int = 1,

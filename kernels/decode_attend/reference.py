@@ -63,6 +63,7 @@ def decode_attend_reference(
     new_score: torch.Tensor | None = None,
     row_start: torch.Tensor | None = None,
     prompt_end: int = 0,
+    full: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs one decode step in place.
 
@@ -80,6 +81,7 @@ def decode_attend_reference(
         new_score: float32 ``[rows]``, stored score of the new token; None: zero.
         row_start: int64 ``[rows]``, position of each row's first token; None: zeros. Needed for sinks.
         prompt_end: tokens at positions below are the prompt (for ``keep_prompt``).
+        full: the caller knows that each row has no free slot but the next one; then nothing needs a mask.
 
     Returns:
         ``(output [rows, group, value_dim], probability [slots])``: the attention output in the query's dtype, and the
@@ -91,15 +93,16 @@ def decode_attend_reference(
     write_new_token(slots, next_slot, new_key, new_value, position, new_score)
     outputs, probabilities = [], []
     for run in runs:
-        hidden = _hidden(slots, run, position, spec)
+        hidden = None if full and spec.sliding_window is None else _hidden(slots, run, position, spec)
         output, p = attend_run(query, slots, run, hidden, spec)
         probability = p.mean(1).float()
         outputs.append(output)
         probabilities.append(probability)
         score = _victim_score(slots, run, probability, eviction)
         protected = _protected(slots, run, position, eviction, row_start, prompt_end)
-        # A free slot, or one that left the sliding window, is taken before anything is evicted.
-        score = score.masked_fill(protected, float("inf")).masked_fill_(hidden, float("-inf"))
+        score = score.masked_fill(protected, float("inf"))
+        if hidden is not None:  # a free slot, or one that left the sliding window, goes before anything is evicted
+            score = score.masked_fill_(hidden, float("-inf"))
         rows = slice(run.first_row, run.first_row + run.rows)
         next_slot[rows] = row_offsets[rows] + score.argmin(-1)
     slots.positions.index_fill_(0, next_slot, -1)
@@ -134,15 +137,19 @@ def slot_view(array: torch.Tensor, run: Run) -> torch.Tensor:
 
 
 def attend_run(
-    query: torch.Tensor, slots: Slots, run: Run, hidden: torch.Tensor, spec: AttentionSpec
+    query: torch.Tensor, slots: Slots, run: Run, hidden: torch.Tensor | None, spec: AttentionSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one run: output ``[rows, group, value_dim]`` and probabilities ``[rows, group, length]``."""
+    """Attention of one run: output ``[rows, group, value_dim]`` and probabilities ``[rows, group, length]``.
+
+    ``hidden`` bool ``[rows, length]`` marks slots that the query must not see; None: it sees all.
+    """
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     q = query[run.first_row : run.first_row + run.rows].to(compute) * spec.scaling
     logits = torch.bmm(q, slot_view(slots.keys, run).to(compute).transpose(1, 2))
     if spec.softcap is not None:
         logits = logits.div_(spec.softcap).tanh_().mul_(spec.softcap)
-    logits = logits.masked_fill_(hidden[:, None], float("-inf"))
+    if hidden is not None:
+        logits = logits.masked_fill_(hidden[:, None], float("-inf"))
     if spec.sinks is None:
         p = torch.softmax(logits, dim=-1)
     else:
@@ -171,7 +178,8 @@ def _hidden(slots: Slots, run: Run, position: int | torch.Tensor, spec: Attentio
 def _victim_score(slots: Slots, run: Run, probability: torch.Tensor, eviction: Eviction) -> torch.Tensor:
     """What is compared, ``[rows, length]``; updates running scores."""
     if eviction.order == "running":
-        return slot_view(slots.scores, run).mul_(eviction.decay).add_(probability)
+        scores = slot_view(slots.scores, run)
+        return (scores if eviction.decay == 1 else scores.mul_(eviction.decay)).add_(probability)
     if eviction.order == "stored":
         return slot_view(slots.scores, run)
     if eviction.order == "position":

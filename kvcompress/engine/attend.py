@@ -61,6 +61,7 @@ def _attend_and_update(
         new_score=new_token_score(policy, layer, store, call),
         row_start=None if layer.row_start is None else layer.row_start.repeat_interleave(store.kv_heads),
         prompt_end=layer.prompt_end,
+        full=layer.full,
     )
     return output, probability
 

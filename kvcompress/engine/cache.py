@@ -266,7 +266,7 @@ def _check_arguments(model: Any, policy: Any, cascade_every: Any, static: bool) 
     if static and (policy.decode_rule.grows or policy.decode_rule.storage_order):
         raise ValueError(
             f"static=True needs a policy whose rows have a fixed size while decoding; policy {policy.name!r} has "
-            "not. Choose a decode rule that evicts, such as decode='last_query'."
+            "not. Choose a decode rule that evicts, such as decode='accumulate'."
         )
 
 

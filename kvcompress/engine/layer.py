@@ -80,7 +80,8 @@ class CompressedLayer(CacheLayerMixin):
         self.evicted = False
         self.pending = False
         self.statistics: LayerStatistics | None = None
-        self._grow_at = self._evict_at = sys.maxsize
+        self.full = False  # each row has no free slot but the next one, so that a decode step needs no mask
+        self._grow_at = self._evict_at = self._full_at = sys.maxsize
         self.is_initialized = False
 
     # ---- what transformers asks -----------------------------------------------------------------------------------
@@ -215,18 +216,22 @@ class CompressedLayer(CacheLayerMixin):
         self.rows = Rows(held=held, window=[window] * len(held), capacity=[None] * len(held))
 
     def count_room(self) -> None:
-        """Recounts, after a change of layout, at which step rows must grow and at which one they evict."""
+        """Recounts, after a change of layout, at which step rows must grow, evict, and are all full."""
         if self.store is None or self.rows is None:
             return
         self._grow_at = self._evict_at = sys.maxsize
+        self._full_at = 0
         lengths, steps = self.store.lengths, self.rows.steps
         for length, filled, capacity in zip(lengths, self.rows.filled(lengths), self.rows.capacity, strict=True):
             # A step takes one free slot and must leave another: it needs two.
             step = steps + length - filled - 1
+            self._full_at = max(self._full_at, step)
             if capacity is None or length < capacity:
                 self._grow_at = min(self._grow_at, step)
             else:
                 self._evict_at = min(self._evict_at, step)
+        if self._grow_at < sys.maxsize:
+            self._full_at = sys.maxsize
 
     def make_room(self) -> None:
         """Before a decode step: grows rows that are full and may grow, and notes whether the step evicts."""
@@ -236,6 +241,8 @@ class CompressedLayer(CacheLayerMixin):
             self._grow(self.store, self.rows)
         if self.rows.steps >= self._evict_at:
             self.evicted = True
+        # Where a mask was given, a window may have holes that these counts don't know.
+        self.full = self.padding is None and self.rows.steps >= self._full_at
         self.rows.steps += 1
 
     def _grow(self, store: SlotStore, rows: Rows) -> None:

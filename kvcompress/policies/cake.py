@@ -29,7 +29,7 @@ class Cake(Policy):
     tau1: float = 1.0
     tau2: float = 1.0
     gamma: float = 200.0
-    decode: str = "last_query"
+    decode: str = "accumulate"
 
     def __post_init__(self) -> None:
         """Checks the parameters."""

@@ -40,6 +40,7 @@ class DecodeRule:
         return Eviction(self.order, self.decay, window_size, sink_tokens, self.keep_prompt)
 
 
+# Which one is Cake's default was decided by measurement: bench/decode_rules.py, docs/numerics.md.
 DECODE_RULES: dict[str, DecodeRule] = {
     "last_query": DecodeRule(order="probability"),
     "ema": DecodeRule(order="running", decay=0.95),

@@ -18,7 +18,7 @@ from kvcompress.bench.measure import Case, CaseRow, Contender, WrongResultError,
 from kvcompress.bench.one_layer import small_model
 from kvcompress.bench.peak_memory import peak_memory
 from kvcompress.bench.replay import next_logits, record_prefill, replay
-from kvcompress.bench.results_file import SCHEMA, results, write_results
+from kvcompress.bench.results_file import SCHEMA, environment, results, write_results
 from kvcompress.bench.tables import engine_speed, fill, render
 
 CASE = Case(name="made_up", shape="none", ratio_to="a")
@@ -65,7 +65,7 @@ def rows_of(seconds: dict[str, Callable[[], float]], repeats: int, **options: An
 
 @given(st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=30))
 def test_quantiles_are_those_of_the_samples(samples: list[float]) -> None:
-    warm_up = [1.0] * measuring._WARM_UP
+    warm_up = [1.0] * 2
     source = iter(warm_up + samples)
     row = rows_of({"a": lambda: next(source)}, repeats=len(samples))["a"]
     wanted = np.quantile(np.array(samples) * 1e3, (0.2, 0.5, 0.8))
@@ -133,8 +133,8 @@ def test_relative_error_is_relative_and_keeps_nan() -> None:
 def test_json_is_complete_and_replaces_what_was_there(tmp_path: Path) -> None:
     rows = list(rows_of({"a": lambda: 1.0, "b": lambda: 2.0}, repeats=2).values())
     path = tmp_path / "deep" / "run.json"
-    write_results(results(rows[:1]), path)
-    write_results(results(rows), path)
+    write_results(results(rows[:1], made_in=environment()), path)
+    write_results(results(rows, made_in=environment()), path)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert set(content) >= WANTED
     assert content["schema"] == SCHEMA
@@ -145,10 +145,10 @@ def test_json_is_complete_and_replaces_what_was_there(tmp_path: Path) -> None:
 
 def test_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    write_results(results([]), path)
+    write_results(results([], made_in={}), path)
     before = path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_results(results([{"median": float("nan")}]), path)
+        write_results(results([{"median": float("nan")}], made_in={}), path)
     assert path.read_text(encoding="utf-8") == before
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -186,9 +186,9 @@ def test_marker_without_end_and_unknown_table_are_named() -> None:
 
 def test_engine_table_has_a_row_per_contender() -> None:
     rows = list(rows_of({"a": lambda: 1.0, "b": lambda: 2.0}, repeats=2).values())
-    lines = engine_speed(results(rows)).splitlines()
-    assert lines[2].startswith("| made_up | none | a | 1e+03 [1e+03, 1e+03] | 1 |")
-    assert lines[3].startswith("| made_up | none | b | 2e+03 [2e+03, 2e+03] | 2 |")
+    lines = engine_speed(results(rows, made_in={})).splitlines()
+    assert lines[2].startswith("| made_up | none | a | 1000 [1000, 1000] | 1 |")
+    assert lines[3].startswith("| made_up | none | b | 2000 [2000, 2000] | 2.00 |")
 
 
 @pytest.mark.parametrize("policy", [Cake(cache_size=24, window_size=4), SnapKV(cache_size=24, window_size=4)])

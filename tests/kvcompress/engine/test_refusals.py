@@ -351,7 +351,7 @@ WRONG_CACHES: dict[str, tuple[Callable[[PreTrainedModel], Any], type[Exception],
         ValueError,
         "static",
     ),
-    "static-snapkv": (lambda model: CompressedCache(model, SnapKV(**SMALL), static=True), ValueError, "last_query"),
+    "static-snapkv": (lambda model: CompressedCache(model, SnapKV(**SMALL), static=True), ValueError, "accumulate"),
 }
 
 
