@@ -30,7 +30,7 @@ CACHE_SIZES: Final = (48, 96, 192)
 LENGTH: Final = 1024
 WINDOW: Final = 8  # a window longer than the question (3 to 6 ids here) scores by what nobody asked
 
-# SnapKV as published grows while decoding; with "last_query" it holds what the others hold.
+# SnapKV as published grows while decoding; with "accumulate" it holds what the others hold.
 POLICIES: Final[Mapping[str, Callable[[int], Policy]]] = MappingProxyType(
     {
         "cake": lambda size: Cake(cache_size=size, window_size=WINDOW),
