@@ -38,11 +38,7 @@ def _reason_not_to_run(marker: str) -> str | None:
 
         return None if torch.cuda.is_available() else "needs a CUDA device, and torch sees none"
     if marker == "interpret":
-        return (
-            None
-            if os.environ.get("TRITON_INTERPRET") == "1"
-            else "needs TRITON_INTERPRET=1 (make test sets it)"
-        )
+        return None if os.environ.get("TRITON_INTERPRET") == "1" else "needs TRITON_INTERPRET=1 (make test sets it)"
     if marker == "browser":
         return None if importlib.util.find_spec("playwright") else "needs playwright and its Chromium"
     raise ValueError(f"marker must be gpu, interpret or browser, got {marker!r}")

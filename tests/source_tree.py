@@ -12,11 +12,7 @@ NOT_OURS = {".git", ".venv", "build", "dist", "node_modules"}
 
 
 def _is_cache(name: str) -> bool:
-    return (
-        name == "__pycache__"
-        or name.endswith((".egg-info", "_cache"))
-        or name in {".hypothesis", ".benchmarks"}
-    )
+    return name == "__pycache__" or name.endswith((".egg-info", "_cache")) or name in {".hypothesis", ".benchmarks"}
 
 
 @functools.cache

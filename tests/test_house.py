@@ -62,11 +62,7 @@ def unsafe_load(node: ast.AST) -> str | None:
         return f"{called} runs what the file says; write safetensors or JSON"
     if called == "torch.load" and not states("weights_only", True):
         return "torch.load without weights_only=True runs what the file says"
-    if (
-        called in {"numpy.load", "np.load"}
-        and "allow_pickle" in keywords
-        and not states("allow_pickle", False)
-    ):
+    if called in {"numpy.load", "np.load"} and "allow_pickle" in keywords and not states("allow_pickle", False):
         return f"{called} with allow_pickle runs what the file says"
     return None
 
@@ -97,9 +93,7 @@ def test_machine_bound_text_is_told_apart(text: str, bound: bool) -> None:
 
 
 def test_library_loads_nothing_that_can_run_code() -> None:
-    found = [
-        f"{where(path, node)}: {unsafe_load(node)}" for path, node in library_nodes() if unsafe_load(node)
-    ]
+    found = [f"{where(path, node)}: {unsafe_load(node)}" for path, node in library_nodes() if unsafe_load(node)]
     assert not found, "\n".join(found)
 
 
@@ -132,9 +126,7 @@ def test_kernels_use_no_block_pointers() -> None:
 
 
 def test_no_file_is_large() -> None:
-    large = {
-        where(path): path.stat().st_size for path in project_files() if path.stat().st_size > LARGEST_FILE
-    }
+    large = {where(path): path.stat().st_size for path in project_files() if path.stat().st_size > LARGEST_FILE}
     assert not large, f"larger than {LARGEST_FILE} bytes: {large}"
 
 

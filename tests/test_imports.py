@@ -52,12 +52,8 @@ def imports_of(
         if called in {"import_module", "__import__"} and node.args and isinstance(node.args[0], ast.Constant):
             yield Import(str(node.args[0].value), node, lazy, typing_only)
     for name, value in ast.iter_fields(node):
-        inner_lazy = lazy or (
-            name == "body" and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        )
-        inner_typing = typing_only or (
-            name == "body" and isinstance(node, ast.If) and _is_type_checking(node.test)
-        )
+        inner_lazy = lazy or (name == "body" and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+        inner_typing = typing_only or (name == "body" and isinstance(node, ast.If) and _is_type_checking(node.test))
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
                 yield from imports_of(child, modules, inner_lazy, inner_typing)
@@ -115,9 +111,7 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
 
 def test_imports_point_down() -> None:
     wrong = upward_imports(list(all_imports()))
-    assert not wrong, "imports point down only, bench -> analysis -> kvcompress -> kernels:\n" + "\n".join(
-        wrong
-    )
+    assert not wrong, "imports point down only, bench -> analysis -> kvcompress -> kernels:\n" + "\n".join(wrong)
 
 
 def test_imports_have_no_cycle() -> None:
@@ -180,9 +174,7 @@ class TestTheGuardsThemselves:
         assert len(upward_imports(self.edges(module, source))) == count
 
     def test_from_import_of_a_module_counts_as_that_module(self) -> None:
-        targets = [
-            found.target for _, _, found in self.edges("m", "from kvcompress import config, __version__")
-        ]
+        targets = [found.target for _, _, found in self.edges("m", "from kvcompress import config, __version__")]
         assert targets == ["kvcompress.config", "kvcompress"]
 
     def test_cycle_is_found_and_its_absence_too(self) -> None:

@@ -169,9 +169,7 @@ def test_wheel_states_licence_python_and_dependencies(wheel: zipfile.ZipFile) ->
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
-    assert "torch>=2.9" in required, (
-        "no upper bound: it would hold back whoever installs this beside other packages"
-    )
+    assert "torch>=2.9" in required, "no upper bound: it would hold back whoever installs this beside other packages"
     assert 'triton; platform_system == "Linux"' in required
     assert name.replace("METADATA", "licenses/LICENSE") in wheel.namelist()
 
@@ -190,9 +188,7 @@ def test_source_archive_holds_folders_in_place_of_links(built: Path) -> None:
 def test_wheel_imports_from_elsewhere(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     filled = [
-        folder
-        for folder in LINKED
-        if any(name.startswith(f"kvcompress.{folder}.") for name in library_sources())
+        folder for folder in LINKED if any(name.startswith(f"kvcompress.{folder}.") for name in library_sources())
     ]
     code = f"""
         import importlib, kvcompress

@@ -35,9 +35,7 @@ def max_error(actual: torch.Tensor, reference: torch.Tensor) -> float:
 def assert_close(actual: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype | None = None) -> None:
     """Fail unless `actual` is within TOLERANCES[dtype] of the reference; the default is its own dtype."""
     atol, rtol = TOLERANCES[dtype or actual.dtype]
-    torch.testing.assert_close(
-        actual.detach().double().cpu(), reference.detach().double().cpu(), atol=atol, rtol=rtol
-    )
+    torch.testing.assert_close(actual.detach().double().cpu(), reference.detach().double().cpu(), atol=atol, rtol=rtol)
 
 
 def assert_as_accurate(actual: torch.Tensor, same_dtype: torch.Tensor, reference: torch.Tensor) -> None:
@@ -48,9 +46,7 @@ def assert_as_accurate(actual: torch.Tensor, same_dtype: torch.Tensor, reference
         same_dtype: plain torch's result from the same inputs, in the same dtype.
         reference: the result in float64, of the same shape.
     """
-    one_step = (
-        torch.finfo(actual.dtype).eps * max(float(reference.abs().max()), 1.0) if actual.numel() else 0.0
-    )
+    one_step = torch.finfo(actual.dtype).eps * max(float(reference.abs().max()), 1.0) if actual.numel() else 0.0
     allowed = ERROR_FACTOR * max(max_error(same_dtype, reference), one_step)
     got = max_error(actual, reference)
     assert got <= allowed, (  # NaN fails too
