@@ -163,7 +163,8 @@ def test_unrelated_prompt_on_a_used_cache(llama: PreTrainedModel, length: int) -
         greedy(llama, cache, prompt(length, 7))
 
 
-@pytest.mark.xfail(reason="one remaining token looks like a decode step, which must not ask the device", strict=True)
+# Not strict: transformers 5.17 slices such a prompt otherwise, and there it is refused.
+@pytest.mark.xfail(reason="one remaining token looks like a decode step, which must not ask the device", strict=False)
 def test_unrelated_prompt_that_leaves_one_token(llama: PreTrainedModel) -> None:
     cache = used_cache(llama)  # generate takes the last 51 - 101 tokens of the prompt: ids[:, 50:]
     with pytest.raises(CacheStateError):
