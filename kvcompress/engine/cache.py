@@ -157,11 +157,10 @@ class CompressedCache(Cache):
             )
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes the last ``-tokens_to_remove`` tokens back.
+        """Takes the last ``-tokens_to_remove`` tokens back; a positive number is the length that remains.
 
         Raises:
             CacheStateError: tokens have been evicted, so that an earlier state cannot be restored.
-            ValueError: a positive number.
         """
         super().crop(tokens_to_remove)
 

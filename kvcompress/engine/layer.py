@@ -172,9 +172,12 @@ class CompressedLayer(CacheLayerMixin):
             self.statistics = self.statistics.select_batch(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes the last ``-tokens_to_remove`` tokens back, which is possible as long as nothing has been evicted."""
+        """Takes the last ``-tokens_to_remove`` tokens back, which is possible as long as nothing has been evicted.
+
+        A positive number is the length that remains, as in transformers before 5.17.
+        """
         if tokens_to_remove > 0:
-            raise ValueError(f"crop takes the negated number of tokens to remove; got {tokens_to_remove}")
+            tokens_to_remove = min(tokens_to_remove - int(self.seen), 0)
         if tokens_to_remove == 0 or self.store is None or self.rows is None:
             return
         if self.evicted or self.static or self.order is not None:

@@ -66,7 +66,8 @@ class CacheReport:
 def _tensors(layer: Any) -> Iterable[torch.Tensor]:
     found = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
     for states in (getattr(layer, "conv_states", None), getattr(layer, "recurrent_states", None)):
-        found += [value for value in (states or {}).values() if isinstance(value, torch.Tensor)]
+        if isinstance(states, dict):  # before transformers 5.17 a tensor, found above
+            found += [value for value in states.values() if isinstance(value, torch.Tensor)]
     return found
 
 

@@ -67,13 +67,14 @@ def test_prompt_lookup_without_eviction_equals_plain_decoding(llama: PreTrainedM
     torch.testing.assert_close(greedy(llama, cache, ids, steps=30, prompt_lookup_num_tokens=4), expected)
 
 
+@pytest.mark.parametrize("removed", [-5, LONG + 3], ids=["negated-count", "length-that-remains"])
 @pytest.mark.parametrize("policy", ["full", "snapkv-large", "cake-large"])
-def test_crop_restores_the_earlier_state(llama: PreTrainedModel, policy: str) -> None:
+def test_crop_restores_the_earlier_state(llama: PreTrainedModel, policy: str, removed: int) -> None:
     cropped, straight = new_cache(llama, policy), new_cache(llama, policy)
     for cache in (cropped, straight):
         teacher_forced(llama, cache, prompt(LONG), prompt(3, 1))
     forward(llama, cropped, prompt(5, 8))
-    cropped.crop(-5)
+    cropped.crop(removed)
     assert cropped.get_seq_length() == straight.get_seq_length()
     assert kept(cropped, 0) == kept(straight, 0)
     after = [torch.cat([forward(llama, c, token) for token in prompt(70, 9).split(1, 1)]) for c in (cropped, straight)]

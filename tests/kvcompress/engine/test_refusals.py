@@ -263,11 +263,6 @@ def test_prompt_lookup_after_eviction(llama: PreTrainedModel) -> None:
         greedy(llama, cache, prompt(15).repeat(1, 6), prompt_lookup_num_tokens=4, steps=30)
 
 
-def test_crop_takes_a_negated_count(llama: PreTrainedModel) -> None:
-    with pytest.raises(ValueError, match="negated"):
-        used_cache(llama, Full()).crop(3)
-
-
 def test_offloading(llama: PreTrainedModel) -> None:
     with pytest.raises(CacheStateError, match=r"offloaded.*DynamicCache\(offloading=True\)"):
         used_cache(llama).layers[0].offload()
