@@ -47,6 +47,7 @@ def _attend_and_update(
     cache: CompressedCache, layer: CompressedLayer, store: SlotStore, call: AttentionCall
 ) -> tuple[torch.Tensor, torch.Tensor]:
     policy, rows = cache.policy, store.rows
+    row_start = layer.row_start if policy.sink_tokens else None
     output, probability = cache.decode_attend(
         call.query.reshape(rows, -1, call.query.shape[-1]),
         call.key.reshape(rows, -1),
@@ -57,9 +58,9 @@ def _attend_and_update(
         store.runs,
         layer.seen - 1,
         spec=call.spec(layer.sliding_window),
-        eviction=policy.decode_rule.eviction(policy.window_size, policy.sink_tokens),
+        eviction=cache.eviction,
         new_score=new_token_score(policy, layer, store, call),
-        row_start=None if layer.row_start is None else layer.row_start.repeat_interleave(store.kv_heads),
+        row_start=None if row_start is None else row_start.repeat_interleave(store.kv_heads),
         prompt_end=layer.prompt_end,
         full=layer.full,
     )

@@ -75,6 +75,7 @@ class CompressedCache(Cache):
         attach(model)
         super().__init__(layers=layers)
         self.policy = policy
+        self.eviction = policy.decode_rule.eviction(policy.window_size, policy.sink_tokens)
         self.keep_statistics = keep_statistics
         self.cascade_every = cascade_every
         self.static = static

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _RESERVE = 64  # free slots that rows without bound get from the start
 
 
-def rows_of(policy: Policy, scores: torch.Tensor, budgets: list[int], available: torch.Tensor) -> list[int]:
+def rows_of(policy: Policy, scores: torch.Tensor | None, budgets: list[int], available: torch.Tensor) -> list[int]:
     """Tokens that each row of a layer keeps.
 
     Args:
         policy: whose head allocator shares the budgets.
-        scores: float32 ``[batch, kv_heads, count]``, ``-inf`` where there is no token.
+        scores: float32 ``[batch, kv_heads, count]``, ``-inf`` where there is no token; None where it needs none.
         budgets: tokens per head on average, for each batch row.
         available: int64 ``[batch, kv_heads]``, tokens that exist.
 
@@ -40,7 +40,8 @@ def trim_earlier(cache: CompressedCache, budgets: list[list[int]]) -> None:
         if layer.store is None or layer.rows is None:
             continue
         held = layer.rows.held
-        wanted = rows_of(cache.policy, _held_scores(layer), budget, entry.available)
+        scores = _held_scores(layer) if cache.policy.head_allocator.needs_scores else None
+        wanted = rows_of(cache.policy, scores, budget, entry.available)
         kept = [min(h, w) for h, w in zip(held, wanted, strict=True)]
         if kept == held:
             continue
@@ -96,12 +97,13 @@ def tell_evicted(
 
 
 def _capacity(policy: Policy, layer: CompressedLayer, limit: int | None) -> int | None:
-    unbounded = limit is None or policy.decode_rule.grows
-    if layer.sliding_window is not None:
-        # One slot more than the window: the token that leaves it always makes room for the new one.
-        most = layer.sliding_window + spare_slots(policy)
-        return most if unbounded else min(most, int(limit or 0) + policy.window_size + spare_slots(policy))
-    return None if unbounded else int(limit or 0) + policy.window_size + spare_slots(policy)
+    """Slots that a row may reach, given how far its tokens may grow; None for no bound."""
+    bounds = []
+    if limit is not None and not policy.decode_rule.grows:
+        bounds.append(limit + policy.window_size)
+    if layer.sliding_window is not None:  # the token that leaves the window always makes room for the new one
+        bounds.append(layer.sliding_window)
+    return min(bounds) + spare_slots(policy) if bounds else None
 
 
 def _held_scores(layer: CompressedLayer) -> torch.Tensor:

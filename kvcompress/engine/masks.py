@@ -25,16 +25,8 @@ def last_query_mask(mask: Any, batch: int, tokens: int, device: torch.device) ->
     """
     if mask is None:
         return None
-    if isinstance(mask, torch.Tensor):
-        if mask.ndim == 2:
-            return mask[:, -tokens:].bool()
-        _check_heads(mask)
-        return _as_bool(mask[:, 0, -1, -tokens:]).expand(batch, tokens)
-    rows = torch.arange(batch, device=device)[:, None]
-    zero = torch.zeros((), dtype=torch.long, device=device)
-    keys = torch.arange(tokens, device=device)[None]
-    visible: torch.Tensor = mask.mask_mod(rows, zero, zero + mask.shape[-2] - 1, keys)
-    return visible.expand(batch, tokens)
+    keys = torch.arange(tokens, device=device)
+    return _read(mask, batch, tokens, keys[-1:], keys)
 
 
 def token_mask(mask: Any, tokens: int, batch: int, device: torch.device) -> torch.Tensor | None:
@@ -51,15 +43,8 @@ def token_mask(mask: Any, tokens: int, batch: int, device: torch.device) -> torc
     """
     if mask is None:
         return None
-    if isinstance(mask, torch.Tensor):
-        if mask.ndim == 2:
-            return mask[:, -tokens:].bool()
-        _check_heads(mask)
-        return _as_bool(mask[:, 0, -tokens:, -tokens:].diagonal(dim1=1, dim2=2)).expand(batch, tokens)
-    rows = torch.arange(batch, device=device)[:, None]
-    index = torch.arange(tokens, device=device)[None]
-    exists: torch.Tensor = mask.mask_mod(rows, torch.zeros((), dtype=torch.long, device=device), index, index)
-    return exists.expand(batch, tokens)
+    index = torch.arange(tokens, device=device)
+    return _read(mask, batch, tokens, index, index)
 
 
 def block_mask(mask: Any, batch: int, queries: int, device: torch.device) -> torch.Tensor:
@@ -74,19 +59,37 @@ def block_mask(mask: Any, batch: int, queries: int, device: torch.device) -> tor
     Returns:
         bool ``[batch, queries, queries]``.
     """
-    causal = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()[None]
-    if mask is None:
-        return causal.expand(batch, -1, -1)
-    if isinstance(mask, torch.Tensor):
-        if mask.ndim == 2:
-            return causal & mask[:, None, -queries:].bool()
-        _check_heads(mask)
-        return _as_bool(mask[:, 0, -queries:, -queries:]).expand(batch, -1, -1)
-    rows = torch.arange(batch, device=device)[:, None, None]
-    zero = torch.zeros((), dtype=torch.long, device=device)
     index = torch.arange(queries, device=device)
-    visible: torch.Tensor = mask.mask_mod(rows, zero, index[None, :, None], index[None, None, :])
-    return visible.expand(batch, queries, queries)
+    causal = (index[:, None] >= index).expand(batch, -1, -1)
+    if mask is None:
+        return causal
+    visible = _read(mask, batch, queries, index[:, None], index)
+    return causal & visible if isinstance(mask, torch.Tensor) and mask.ndim == 2 else visible
+
+
+def _read(mask: Any, batch: int, tokens: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """What a mask of any form says of pairs of tokens of a block.
+
+    Args:
+        mask: 2-D padding (it says nothing of queries), 4-D bool or additive float, or a flex block mask.
+        batch: batch size.
+        tokens: tokens of the block: the last rows and columns of a tensor.
+        query: int64, places of queries in the block.
+        key: int64, places of keys; broadcasts with ``query`` to ``[...]``.
+
+    Returns:
+        bool ``[batch, ...]``.
+    """
+    query, key = torch.broadcast_tensors(query, key)
+    if not isinstance(mask, torch.Tensor):
+        rows = torch.arange(batch, device=key.device).view(-1, *[1] * key.ndim)
+        head = torch.zeros((), dtype=torch.long, device=key.device)
+        visible: torch.Tensor = mask.mask_mod(rows, head, query[None], key[None])
+        return visible.expand(batch, *key.shape)
+    if mask.ndim == 2:
+        return mask[:, -tokens:][:, key].bool()
+    _check_heads(mask)
+    return _as_bool(mask[:, 0, -tokens:, -tokens:][:, query, key]).expand(batch, *key.shape)
 
 
 def _as_bool(mask: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ import torch
 class EqualHeads:
     """The same number of tokens for every head."""
 
-    def __call__(self, scores: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
-        """Returns ``budgets`` for each of the heads, int64 ``[batch, kv_heads]`` on the CPU."""
-        return budgets.cpu()[:, None].expand(-1, scores.shape[1])
+    needs_scores = False
+
+    def __call__(self, scores: torch.Tensor | None, budgets: torch.Tensor) -> torch.Tensor:
+        """Returns ``budgets`` for each of the heads, int64 ``[batch, 1]`` on the CPU."""
+        return budgets.cpu()[:, None]

@@ -90,14 +90,18 @@ class NewTokenScorer(Protocol):
 class HeadAllocator(Protocol):
     """Step 2, within a layer: how the layer's tokens are shared by its kv heads."""
 
-    def __call__(self, scores: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
+    needs_scores: bool
+
+    def __call__(self, scores: torch.Tensor | None, budgets: torch.Tensor) -> torch.Tensor:
         """Splits budgets over heads.
 
         Args:
-            scores: float32 ``[batch, kv_heads, count]`` in any order, ``-inf`` where there is no token.
+            scores: float32 ``[batch, kv_heads, count]`` in any order, ``-inf`` where there is no token;
+                may be None unless ``needs_scores``.
             budgets: int64 ``[batch]``, tokens per head on average.
 
         Returns:
-            int64 ``[batch, kv_heads]`` on the CPU, which sums to ``budgets * kv_heads`` per batch row.
+            int64 ``[batch, kv_heads]`` (or ``[batch, 1]``, the same for each head) on the CPU, which sums to
+            ``budgets * kv_heads`` per batch row.
         """
         ...
