@@ -30,6 +30,15 @@ EVICTING_POLICIES: dict[str, Callable[[], Policy]] = {
 }
 ALL_POLICIES = NO_EVICTION_POLICIES | EVICTING_POLICIES
 
+# One plain setting of each policy.
+PLAIN_POLICIES = {
+    "cake": Cake(**SMALL),
+    "cake-reference": make_policy("cake_reference", **SMALL),
+    "snapkv": SnapKV(**SMALL),
+    "streaming-llm": StreamingLLM(cache_size=40),
+    "full": Full(),
+}
+
 without_eviction = pytest.mark.parametrize("policy", NO_EVICTION_POLICIES)
 with_eviction = pytest.mark.parametrize("policy", EVICTING_POLICIES)
 any_policy = pytest.mark.parametrize("policy", ALL_POLICIES)

@@ -1,6 +1,5 @@
-"""What a cache holds, frees and tells: bytes, statistics, observers."""
+"""What a cache holds and frees: bytes, at every moment."""
 
-import copy
 import gc
 import weakref
 from typing import Any
@@ -9,20 +8,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-import kvcompress.engine.attend
-import kvcompress.engine.cascade
-import kvcompress.engine.prefill
 from kvcompress import (
     Cake,
     CompressedCache,
-    DecodeEvent,
     EvictEvent,
-    Full,
     Observer,
     PrefillEvent,
     SnapKV,
-    StreamingLLM,
-    make_policy,
 )
 from tests.kvcompress.engine.architectures import build, shared_model, tiny_config
 from tests.kvcompress.engine.helpers import (
@@ -36,17 +28,7 @@ from tests.kvcompress.engine.helpers import (
     prompt,
     teacher_forced,
 )
-
-WINDOW = 8
-SMALL: dict[str, Any] = {"cache_size": 40, "window_size": WINDOW}
-
-
-@pytest.fixture
-def llama() -> PreTrainedModel:
-    return shared_model("llama")
-
-
-# ---- bytes --------------------------------------------------------------------------------------------------
+from tests.kvcompress.engine.policies import PLAIN_POLICIES, SMALL, WINDOW
 
 
 def all_tensors(root: Any, seen: dict[int, Any] | None = None) -> list[torch.Tensor]:
@@ -73,20 +55,11 @@ def reachable_bytes(cache: CompressedCache) -> int:
     return sum(storages.values())
 
 
-POLICIES = {
-    "cake": Cake(**SMALL),
-    "cake-reference": make_policy("cake_reference", **SMALL),
-    "snapkv": SnapKV(**SMALL),
-    "streaming-llm": StreamingLLM(cache_size=40),
-    "full": Full(),
-}
-
-
 @pytest.mark.parametrize("keep_statistics", [False, True], ids=["plain", "statistics"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLAIN_POLICIES)
 def test_num_bytes_is_what_can_be_reached(llama: PreTrainedModel, policy: str, keep_statistics: bool) -> None:
     ids, mask = left_padded([prompt(200), prompt(MEDIUM), prompt(SHORT)])
-    cache = CompressedCache(llama, POLICIES[policy], keep_statistics=keep_statistics)
+    cache = CompressedCache(llama, PLAIN_POLICIES[policy], keep_statistics=keep_statistics)
     teacher_forced(llama, cache, ids, prompt(3, 1).repeat(3, 1), mask)
     # Beside the storages that count: a few numbers per layer and row, for the allocator and the statistics.
     numbers = 100 * len(cache.layers) * 3
@@ -207,7 +180,7 @@ def test_memory_is_constant_over_twenty_thousand_steps(policy: str) -> None:
         "Llama", num_hidden_layers=1, max_position_embeddings=40_000, hidden_size=16, intermediate_size=8
     )
     model = transformers.LlamaForCausalLM._from_config(config).eval()
-    cache = CompressedCache(model, POLICIES[policy])
+    cache = CompressedCache(model, PLAIN_POLICIES[policy])
     forward(model, cache, prompt(LONG))
     forward(model, cache, prompt(1))
     start, addresses = cache.num_bytes, [t.data_ptr() for t in cache.layer(0).store.slots]
@@ -219,157 +192,3 @@ def test_memory_is_constant_over_twenty_thousand_steps(policy: str) -> None:
     assert cache.get_seq_length() == LONG + 20_001
     assert len(kept(cache, 0)[0]) == 40
     assert kept(cache, 0)[0][-1] == LONG + 20_000
-
-
-# ---- statistics ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_statistics_have_their_shapes_and_types(name: str) -> None:
-    model = shared_model(name)
-    ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)])
-    cache = CompressedCache(model, Cake(**SMALL), keep_statistics=True)
-    forward(model, cache, ids, mask)
-    for layer in cache.compressed_layers:
-        found = cache.statistics(layer.layer_idx)
-        heads = model.config.num_key_value_heads
-        assert (found.budget.shape, found.budget.dtype) == ((3,), torch.int64)
-        for values in (found.entropy, found.variance, found.preference):
-            assert values is not None
-            assert (values.shape, values.dtype) == ((3,), torch.float32)
-        assert found.token_scores is not None
-        assert (found.token_scores.shape, found.token_scores.dtype) == ((3, heads, LONG - WINDOW), torch.float32)
-        assert float(found.entropy[2]) == 0.0  # a row within its window has nothing to score
-        assert bool((found.token_scores >= 0).all())
-
-
-def test_statistics_without_scores_and_without_attention(llama: PreTrainedModel) -> None:
-    plain = CompressedCache(llama, Cake(**SMALL))
-    blind = CompressedCache(llama, make_policy("random", **SMALL), keep_statistics=True)
-    for cache in (plain, blind):
-        forward(llama, cache, prompt(LONG))
-    assert plain.statistics(0).token_scores is None
-    found = blind.statistics(0)
-    assert (found.entropy, found.variance, found.preference) == (None, None, None)
-    assert found.token_scores is not None
-
-
-def test_budgets_follow_the_preference(llama: PreTrainedModel) -> None:
-    cache = CompressedCache(llama, Cake(**SMALL))
-    forward(llama, cache, prompt(400))
-    found = [cache.statistics(index) for index in range(4)]
-    preference = torch.stack([entry.preference for entry in found]).double().flatten()
-    share = preference / preference.sum() * 4 * (40 - WINDOW)
-    budgets = torch.stack([entry.budget for entry in found]).flatten()
-    assert int(budgets.sum()) == 4 * (40 - WINDOW)
-    assert float((budgets - share).abs().max()) < 4  # a divisor method strays by less than one seat per layer
-
-
-# ---- observers ----------------------------------------------------------------------------------------------
-
-
-class Recorder(Observer):
-    """Keeps copies of all that it hears."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def on_prefill(self, event: PrefillEvent) -> None:
-        self.events.append(copy.deepcopy(event))
-
-    on_evict = on_prefill  # type: ignore[assignment]
-    on_decode = on_prefill  # type: ignore[assignment]
-
-    def of(self, kind: type, layer_idx: int) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind) and event.layer_idx == layer_idx]
-
-
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize(
-    ("name", "policy"),
-    [
-        ("llama", "cake"), ("llama", "cake-reference"), ("llama", "snapkv"), ("llama", "streaming-llm"),
-        ("llama", "full"), ("gemma3", "cake"), ("mistral-sliding", "cake"), ("mistral-sliding", "full"),
-    ],
-)  # fmt: skip
-def test_every_token_is_either_kept_or_reported_evicted_once(name: str, policy: str, every: int) -> None:
-    model = shared_model(name)
-    lengths = [LONG, MEDIUM, SHORT]
-    ids, mask = left_padded([prompt(length, i) for i, length in enumerate(lengths)])
-    cache = CompressedCache(model, POLICIES[policy], cascade_every=every)
-    recorder = Recorder()
-    cache.add_observer(recorder)
-    forward(model, cache, ids[:, :70], mask[:, :70])
-    teacher_forced_from(model, cache, ids[:, 70:], mask, STEPS)
-    for layer in cache.compressed_layers:
-        events = recorder.of(EvictEvent, layer.layer_idx)
-        for row, length in enumerate(lengths):
-            for head in range(model.config.num_key_value_heads):
-                gone = [int(p) for event in events for p in event.evicted[row, head] if p >= 0]
-                held = kept(cache, layer.layer_idx, row)[head]
-                assert len(gone) == len(set(gone))
-                seen = range(LONG - length, LONG + STEPS)
-                if layer.sliding_window is None:
-                    assert sorted(gone + held) == list(seen)
-                else:  # what leaves the sliding window during a block is not eviction, and nobody is told
-                    assert set(gone).isdisjoint(held)
-                    assert set(gone + held) <= set(seen)
-
-
-def teacher_forced_from(
-    model: PreTrainedModel, cache: CompressedCache, ids: torch.Tensor, mask: torch.Tensor, steps: int
-) -> None:
-    """A second block, then single tokens; ``mask`` covers the prompt."""
-    forward(model, cache, ids, mask)
-    for step in range(steps):
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        forward(model, cache, prompt(1, step).repeat(len(mask), 1), mask)
-
-
-def test_events_tell_what_happened(llama: PreTrainedModel) -> None:
-    cache = CompressedCache(llama, Cake(**SMALL))
-    recorder = Recorder()
-    cache.add_observer(recorder)
-    teacher_forced(llama, cache, prompt(LONG), prompt(3, 1))
-    prefills = recorder.of(PrefillEvent, 2)
-    assert len(prefills) == 1
-    assert prefills[0].query.shape == (1, 4, LONG, 8)
-    assert prefills[0].keys.shape == prefills[0].values.shape == (1, 2, LONG, 8)
-    assert prefills[0].positions[0, 1].tolist() == list(range(LONG))
-    assert prefills[0].scores.token_scores.shape == (1, 2, LONG - WINDOW)
-    decodes = recorder.of(DecodeEvent, 2)
-    assert [event.position for event in decodes] == [LONG, LONG + 1, LONG + 2]
-    for event in decodes:
-        assert event.query.shape == (1, 4, 1, 8)
-        assert event.positions.shape == event.probability.shape
-        torch.testing.assert_close(event.probability.sum(-1), torch.ones(1, 2))
-        assert bool((event.probability[event.positions < 0] == 0).all())
-        assert bool((event.positions == event.position).any(-1).all())
-    assert {event.stage for event in recorder.events if isinstance(event, EvictEvent)} == {
-        "prefill",
-        "cascade",
-        "decode",
-    }
-    cache.remove_observer(recorder)
-    count = len(recorder.events)
-    forward(llama, cache, prompt(1))
-    assert len(recorder.events) == count
-
-
-def test_observers_change_nothing(llama: PreTrainedModel) -> None:
-    plain, watched = (CompressedCache(llama, Cake(**SMALL, decode="ema")) for _ in range(2))
-    watched.add_observer(Recorder())
-    runs = [teacher_forced(llama, cache, prompt(LONG), prompt(STEPS, 1)) for cache in (plain, watched)]
-    assert torch.equal(*runs)
-
-
-def test_no_event_is_built_when_nobody_listens(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("built for nobody")
-
-    monkeypatch.setattr(kvcompress.engine.prefill, "PrefillEvent", refuse)
-    monkeypatch.setattr(kvcompress.engine.cascade, "EvictEvent", refuse)
-    monkeypatch.setattr(kvcompress.engine.cascade, "missing_positions", refuse)
-    monkeypatch.setattr(kvcompress.engine.attend, "DecodeEvent", refuse)
-    cache = CompressedCache(llama, Cake(**SMALL))
-    teacher_forced(llama, cache, prompt(LONG), prompt(STEPS, 1))

@@ -1,6 +1,5 @@
 """What cannot work says so: the rule, what was got, and the way out. Nothing runs uncompressed or wrong in silence."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,27 +18,18 @@ from kvcompress import (
     StreamingLLM,
     UnsupportedModelError,
     detach,
-    make_policy,
 )
 from tests.kvcompress.engine.architectures import build, randomised, shared_model, tiny_config
 from tests.kvcompress.engine.helpers import (
     LONG,
     MEDIUM,
-    difference,
     forward,
     full_cache,
     greedy,
-    kept,
     left_padded,
     prompt,
 )
-
-SMALL: dict[str, Any] = {"cache_size": 40, "window_size": 8}
-
-
-@pytest.fixture
-def llama() -> PreTrainedModel:
-    return shared_model("llama")
+from tests.kvcompress.engine.policies import SMALL
 
 
 def used_cache(model: PreTrainedModel, policy: Policy | None = None) -> CompressedCache:
@@ -47,8 +37,6 @@ def used_cache(model: PreTrainedModel, policy: Policy | None = None) -> Compress
     greedy(model, cache, prompt(LONG))
     return cache
 
-
-# ---- models -------------------------------------------------------------------------------------------------
 
 _MLA = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
@@ -151,9 +139,6 @@ def test_reference_policy_refuses_what_its_authors_did_not_know(name: str) -> No
     cache = CompressedCache(shared_model(name), CakeReference(**SMALL))
     with pytest.raises(UnsupportedModelError, match="softcap"):
         forward(shared_model(name), cache, prompt(LONG))
-
-
-# ---- states -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 20, 50, 60, LONG, LONG + 11])
@@ -286,102 +271,3 @@ def test_layers_that_are_not_compressed_or_empty(llama: PreTrainedModel) -> None
             cache.kept_positions(index)
     with pytest.raises(ValueError, match="holds nothing yet"):
         cache.statistics(1)
-
-
-# ---- parameters ---------------------------------------------------------------------------------------------
-
-NAN, INFINITY = float("nan"), float("inf")
-WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("cake", {"cache_size": 8, "window_size": 9}, ValueError, "window_size"),
-    ("cake", {"cache_size": 10, "window_size": 8, "sink_tokens": 3}, ValueError, "sink_tokens"),
-    ("cake", {"cache_size": 0}, ValueError, "cache_size"),
-    ("cake", {"cache_size": -5}, ValueError, "cache_size"),
-    ("cake", {"cache_size": 64.0}, TypeError, "cache_size"),
-    ("cake", {"cache_size": "64"}, TypeError, "cache_size"),
-    ("cake", {"cache_size": True}, TypeError, "cache_size"),
-    ("cake", {}, ValueError, "cache_size"),
-    ("cake", {"cache_size": 64, "compression_ratio": 0.5}, ValueError, "compression_ratio"),
-    ("cake", {"compression_ratio": 1.0}, ValueError, "compression_ratio"),
-    ("cake", {"compression_ratio": -0.1}, ValueError, "compression_ratio"),
-    ("cake", {"compression_ratio": NAN}, ValueError, "compression_ratio"),
-    ("cake", {"compression_ratio": "half"}, TypeError, "compression_ratio"),
-    ("cake", {"cache_size": 64, "window_size": 0}, ValueError, "window_size"),
-    ("cake", {"cache_size": 64, "window_size": -1}, ValueError, "window_size"),
-    ("cake", {"cache_size": 64, "window_size": 1.5}, TypeError, "window_size"),
-    ("cake", {"cache_size": 64, "sink_tokens": -1}, ValueError, "sink_tokens"),
-    ("cake", {"cache_size": 64, "tau1": 0.0}, ValueError, "tau1"),
-    ("cake", {"cache_size": 64, "tau1": NAN}, ValueError, "tau1"),
-    ("cake", {"cache_size": 64, "tau2": -1.0}, ValueError, "tau2"),
-    ("cake", {"cache_size": 64, "tau2": INFINITY}, ValueError, "tau2"),
-    ("cake", {"cache_size": 64, "gamma": -1.0}, ValueError, "gamma"),
-    ("cake", {"cache_size": 64, "gamma": NAN}, ValueError, "gamma"),
-    ("cake", {"cache_size": 64, "gamma": "200"}, TypeError, "gamma"),
-    ("cake", {"cache_size": 64, "decode": "newest"}, ValueError, "decode"),
-    ("cake", {"cache_size": 64, "tau": 1.0}, TypeError, "tau"),
-    ("cake_reference", {"cache_size": 64, "sink_tokens": 4}, ValueError, "sink_tokens"),
-    ("snapkv", {"cache_size": 64, "pool_size": 4}, ValueError, "pool_size"),
-    ("random", {"cache_size": 64, "seed": -1}, ValueError, "seed"),
-    ("full", {"cache_size": 64}, ValueError, "cache_size"),
-    ("streaming_llm", {"cache_size": 4}, ValueError, "sink_tokens"),
-    ("nonsense", {}, ValueError, "nonsense"),
-]
-
-
-@pytest.mark.parametrize(("name", "parameters", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
-def test_wrong_parameters_are_named(
-    name: str, parameters: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        make_policy(name, **parameters)
-
-
-WRONG_CACHES: dict[str, tuple[Callable[[PreTrainedModel], Any], type[Exception], str]] = {
-    "model": (lambda model: CompressedCache(model.config, Full()), TypeError, "model"),
-    "policy-class": (lambda model: CompressedCache(model, Cake), TypeError, "policy"),
-    "policy-name": (lambda model: CompressedCache(model, "cake"), TypeError, "make_policy"),
-    "cascade-every": (lambda model: CompressedCache(model, Full(), cascade_every=0), ValueError, "cascade_every"),
-    "backend": (lambda model: CompressedCache(model, Full(), backend="cuda"), ValueError, "backend"),
-    "static-growing": (lambda model: CompressedCache(model, Full(), static=True), ValueError, "decode"),
-    "static-reference": (
-        lambda model: CompressedCache(model, CakeReference(**SMALL), static=True),
-        ValueError,
-        "static",
-    ),
-    "static-snapkv": (lambda model: CompressedCache(model, SnapKV(**SMALL), static=True), ValueError, "accumulate"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG_CACHES)
-def test_wrong_arguments_of_a_cache_are_named(llama: PreTrainedModel, name: str) -> None:
-    make, error, message = WRONG_CACHES[name]
-    with pytest.raises(error, match=message):
-        make(llama)
-
-
-# ---- hybrids: what is not compressed is left alone ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "qwen3-next"])
-def test_other_layers_keep_what_transformers_keeps(name: str) -> None:
-    model = shared_model(name)
-    cache, full = CompressedCache(model, Cake(**SMALL)), full_cache(model)
-    for held in (cache, full):
-        greedy(model, held, prompt(LONG))
-    compressed = {layer.layer_idx for layer in cache.compressed_layers}
-    assert compressed == {1, 3}
-    for index, (ours, theirs) in enumerate(zip(cache.layers, full.layers, strict=True)):
-        if index not in compressed:
-            assert type(ours) is type(theirs)
-    # The first layer comes before any compressed one, and the tokens of the prompt are the same.
-    first, expected = CompressedCache(model, Cake(**SMALL)), full_cache(model)
-    forward(model, first, prompt(LONG))
-    forward(model, expected, prompt(LONG))
-    for ours, theirs in zip(_states(first.layers[0]), _states(expected.layers[0]), strict=True):
-        assert difference(ours, theirs) <= 1e-6
-    assert len(kept(first, 1)[0]) < LONG
-
-
-def _states(layer: Any) -> list[torch.Tensor]:
-    if hasattr(layer, "keys"):
-        return [layer.keys, layer.values]
-    return [*layer.conv_states.values(), *layer.recurrent_states.values()]
