@@ -11,7 +11,7 @@ from kvcompress.bench.engine_decode import HEAD_DIM, KV_HEADS, QUERY_HEADS, WIND
 from kvcompress.bench.engine_prefill import window_inputs
 from kvcompress.bench.one_layer import LayerDriver, small_model
 from kvcompress.engine.store import SlotStore
-from kvcompress.kernels.compact.reference import Slots
+from kvcompress.kernels.compact.reference import Packed, RowPlan, Slots
 from kvcompress.kernels.dispatch import operation
 from kvcompress.policies.layer_allocators import apportion
 from kvcompress.policies.scorers import WindowAttention
@@ -28,7 +28,8 @@ def full_store(rows: int, length: int) -> SlotStore:
     keys, values = (torch.randn(count, HEAD_DIM, generator=generator) for _ in range(2))
     positions = torch.arange(length).repeat(rows)
     scores = torch.rand(count, generator=generator)
-    return SlotStore(Slots(keys, values, positions, scores), [length] * rows, rows, "torch")
+    offsets = torch.arange(rows + 1) * length
+    return SlotStore(Packed(Slots(keys, values, positions, scores), offsets), [length] * rows, rows, "torch")
 
 
 @pytest.mark.parametrize("rule", ["last_query", "ema"])
@@ -61,9 +62,12 @@ def test_compact(benchmark: Benchmark) -> None:
     _, key, value = random_block(TOKENS)
     positions = torch.arange(TOKENS).expand(1, KV_HEADS, TOKENS)
     scores = torch.rand(1, KV_HEADS, TOKENS)
-    source = torch.randperm(KV_HEADS * TOKENS)[: KV_HEADS * BUDGET]
-    slots = benchmark(operation("compact", "torch"), key, value, positions, scores, source)
-    assert torch.equal(slots.keys, key.view(-1, HEAD_DIM)[source])
+    chosen = torch.stack([torch.randperm(TOKENS)[:BUDGET] for _ in range(KV_HEADS)])
+    none, starts = [0] * KV_HEADS, [row * TOKENS for row in range(KV_HEADS)]
+    plan = RowPlan([BUDGET] * KV_HEADS, starts, [BUDGET] * KV_HEADS, none, none)
+    packed = benchmark(operation("compact", "torch"), key, value, positions, scores, plan, chosen)
+    wide = chosen[None, ..., None].expand(1, KV_HEADS, BUDGET, HEAD_DIM)
+    assert torch.equal(packed.slots.keys, key.gather(2, wide).view(-1, HEAD_DIM))
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from kvcompress.bench.engine_decode import HEAD_DIM, KV_HEADS, QUERY_HEADS, WIND
 from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, relative_error
 from kvcompress.bench.one_layer import LayerDriver, small_model
 from kvcompress.engine.score import LayerScores, ScoreInputs
+from kvcompress.kernels.compact.reference import RowPlan
 from kvcompress.kernels.dispatch import operation
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 from kvcompress.policies.scorers import WindowAttention
@@ -162,12 +163,19 @@ def compaction(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
     best = torch.topk(scores[..., :-WINDOW], budget, dim=-1).indices
     window = torch.arange(tokens - WINDOW, tokens).expand(1, KV_HEADS, WINDOW)
     index = torch.cat([best, window], dim=-1)
-    source = (index + torch.arange(KV_HEADS)[:, None] * tokens).flatten()
     positions = torch.arange(tokens).expand(1, KV_HEADS, tokens)
-    pack = partial(operation("compact", "torch"), key, value, positions, scores, source)
+    rows = [0] * KV_HEADS
+    plan = RowPlan(
+        lengths=[budget + WINDOW for _ in rows],
+        source=[row * tokens for row in range(KV_HEADS)],
+        head=[budget for _ in rows],
+        tail_start=[tokens - WINDOW for _ in rows],
+        tail=[WINDOW for _ in rows],
+    )
+    pack = partial(operation("compact", "torch"), key, value, positions, scores, plan, best[0])
     wide = index[..., None].expand(-1, -1, -1, HEAD_DIM)
     expected = key.double().gather(2, wide).view(-1, HEAD_DIM)
-    moved = 4 * source.numel() * HEAD_DIM * 4
+    moved = 4 * index.numel() * HEAD_DIM * 4
 
     def gather() -> tuple[torch.Tensor, torch.Tensor]:
         return key.gather(2, wide), value.gather(2, wide)
@@ -176,7 +184,7 @@ def compaction(*, quick: bool, clock: Clock = perf_counter) -> list[CaseRow]:
         Contender(
             provider="kvcompress",
             run=pack,
-            error=lambda: relative_error(pack().keys, expected),
+            error=lambda: relative_error(pack().slots.keys, expected),
             bytes_moved=moved,
             counts_memory=True,
         ),

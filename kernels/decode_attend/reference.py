@@ -64,6 +64,7 @@ def decode_attend_reference(
     row_start: torch.Tensor | None = None,
     prompt_end: int = 0,
     full: bool = False,
+    arrivals: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs one decode step in place.
 
@@ -82,6 +83,7 @@ def decode_attend_reference(
         row_start: int64 ``[rows]``, position of each row's first token; None: zeros. Needed for sinks.
         prompt_end: tokens at positions below are the prompt (for ``keep_prompt``).
         full: the caller knows that each row has no free slot but the next one; then nothing needs a mask.
+        arrivals: int32 ``[rows]`` zeros, scratch of the kernel's one-launch variant, which is used where it is given.
 
     Returns:
         ``(output [rows, group, value_dim], probability [slots])``: the attention output in the query's dtype, and the

@@ -6,9 +6,13 @@ Computed blockwise over the keys: the ``[window, keys]`` attention matrix is nev
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
+
+Statistic = Literal["score", "mean", "variance", "maximum", "entropy"]
+STATISTICS: tuple[Statistic, ...] = ("score", "mean", "variance", "maximum", "entropy")
 
 # Elements of one block over heads and queries. 2^18 float32 values are 1 MiB: a block stays in a core's L2
 # cache through
@@ -33,21 +37,26 @@ class AttentionSpec(NamedTuple):
 
 
 class WindowScores(NamedTuple):
-    """What :func:`window_scores_reference` returns; ``scored`` keys come first in the key axis.
+    """What ``window_scores`` returns. A statistic per key that was not asked for is None.
 
     Attributes:
+        score: float32 ``[batch, kv_heads, scored]``, ``mean + gamma * variance``, average-pooled along the keys.
         mean: float32 ``[batch, kv_heads, scored]``, mean over window queries and the query group.
         variance: float32 ``[batch, kv_heads, scored]``, unbiased variance over window queries, mean over the group
             (zero for fewer than two queries).
         maximum: float32 ``[batch, kv_heads, scored]``, maximum over window queries and group.
+        token_entropy: float32 ``[batch, kv_heads, scored]``, each key's share ``-sum p log p`` of the entropy, summed
+            over window queries and group, in nats.
         entropy: float32 ``[batch]``, ``-sum p log p`` over heads, queries and scored keys, in nats.
         total_variance: float32 ``[batch]``, sum of the per-head variances over heads and scored keys; NaN for fewer
             than two queries, which have none.
     """
 
-    mean: torch.Tensor
-    variance: torch.Tensor
-    maximum: torch.Tensor
+    score: torch.Tensor | None
+    mean: torch.Tensor | None
+    variance: torch.Tensor | None
+    maximum: torch.Tensor | None
+    token_entropy: torch.Tensor | None
     entropy: torch.Tensor
     total_variance: torch.Tensor
 
@@ -58,9 +67,13 @@ def window_scores_reference(
     *,
     spec: AttentionSpec,
     scored: int,
+    emit: tuple[Statistic, ...] = ("score",),
+    gamma: float = 0.0,
+    pool_size: int = 1,
     positions: torch.Tensor | None = None,
     last_position: int | None = None,
     valid_queries: torch.Tensor | None = None,
+    log_sum_exp: torch.Tensor | None = None,
 ) -> WindowScores:
     """Scores the first ``scored`` keys by the attention of the window queries.
 
@@ -72,21 +85,46 @@ def window_scores_reference(
         key: ``[batch, kv_heads, keys, head_dim]`` in chronological order; the last ``window`` are the queries' own.
         spec: scaling, softcap, sinks, sliding window.
         scored: how many keys, from the first, get scores.
+        emit: which statistics per key are wanted.
+        gamma: weight of the variance in ``score``.
+        pool_size: odd width of the pooling of ``score``; zero padding counts, 1 pools nothing.
         positions: int64 ``[batch, kv_heads or 1, keys]`` absolute position of each key, -1 for one that must not be
             seen. None: ``0 .. keys-1``, all valid.
         last_position: absolute position of the last query; needed with ``positions``.
         valid_queries: bool ``[batch, window]``, False for padding queries, which then don't count. None: all count.
+        log_sum_exp: ``[batch, query_heads, window]``, natural log-sum-exp of each query's logits over all that it sees,
+            sinks included, where the attention has given it. Then the keys are read once, not twice.
 
     Returns:
         A :class:`WindowScores`; float64 input gives float64 results.
 
     Source:
-        Qin et al., CAKE, arXiv 2503.12491, sections 4.2 and 4.3; Li et al., SnapKV, arXiv 2404.14469 (mean).
+        Qin et al., CAKE, arXiv 2503.12491, sections 4.2 and 4.3; Li et al., SnapKV, arXiv 2404.14469 (mean, pooling).
     """
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     blocks = _Blocks(query, key, spec, positions, last_position, compute)
-    log_sum_exp = _row_log_sum_exp(blocks)
-    return _statistics(blocks, log_sum_exp, scored, valid_queries)
+    if log_sum_exp is None:
+        log_sum_exp = _row_log_sum_exp(blocks)
+    else:
+        log_sum_exp = log_sum_exp.to(compute).view(blocks.batch, blocks.kv_heads, blocks.group, blocks.window, 1)
+    mean, variance, found = _statistics(blocks, log_sum_exp, scored, valid_queries, emit)
+    return found._replace(
+        score=pool(mean if gamma == 0 else mean + gamma * variance, pool_size) if "score" in emit else None,
+        mean=mean if "mean" in emit else None,
+        variance=variance if "variance" in emit else None,
+    )
+
+
+def pool(scores: torch.Tensor, size: int) -> torch.Tensor:
+    """Average pooling along the last axis with zero padding that counts.
+
+    Args:
+        scores: ``[batch, kv_heads, count]``.
+        size: odd width; 1 returns the input.
+    """
+    if size == 1 or scores.shape[-1] == 0:
+        return scores
+    return F.avg_pool1d(scores, size, stride=1, padding=size // 2)
 
 
 class _Blocks:
@@ -150,10 +188,17 @@ def _row_log_sum_exp(blocks: _Blocks) -> torch.Tensor:
 
 
 def _statistics(
-    blocks: _Blocks, log_sum_exp: torch.Tensor, scored: int, valid_queries: torch.Tensor | None
-) -> WindowScores:
+    blocks: _Blocks,
+    log_sum_exp: torch.Tensor,
+    scored: int,
+    valid_queries: torch.Tensor | None,
+    emit: tuple[Statistic, ...],
+) -> tuple[torch.Tensor, torch.Tensor, WindowScores]:
+    """Mean and variance, and whatever else was asked for."""
     shape = (blocks.batch, blocks.kv_heads, scored)
-    mean, variance, maximum = (log_sum_exp.new_zeros(shape) for _ in range(3))
+    mean, variance = (log_sum_exp.new_zeros(shape) for _ in range(2))
+    maximum = log_sum_exp.new_zeros(shape) if "maximum" in emit else None
+    token_entropy = log_sum_exp.new_zeros(shape) if "entropy" in emit else None
     entropy, total_variance = (log_sum_exp.new_zeros(blocks.batch, dtype=torch.float64) for _ in range(2))
     counts = log_sum_exp.new_full((blocks.batch,), blocks.window)
     weight = None
@@ -167,20 +212,26 @@ def _statistics(
     for start, end, logits in blocks(scored):
         log_p = logits.sub_(log_sum_exp)
         p = log_p.exp() if weight is None else log_p.exp().mul_(weight)
-        entropy += _entropy_per_row(p, log_p)
+        finite = log_p.clamp_(min=-1e30)  # an invisible key (p = 0, log p = -inf) adds nothing
+        entropy -= torch.linalg.vecdot(p.flatten(1), finite.flatten(1)).double()
+        if token_entropy is not None:
+            token_entropy[..., start:end] = finite.mul_(p).sum((2, 3)).neg_()
         block_mean = p.sum(3, keepdim=True).div_(divisor)
         mean[..., start:end] = block_mean.squeeze(3).mean(2)
-        maximum[..., start:end] = p.amax((2, 3))
+        if maximum is not None:
+            maximum[..., start:end] = p.amax((2, 3))
         deviation = p.sub_(block_mean) if weight is None else p.sub_(block_mean).mul_(weight)
         block_variance = deviation.square_().sum(3).div_(freedom)
         variance[..., start:end] = block_variance.mean(2)
         total_variance += block_variance.sum((1, 2, 3), dtype=torch.float64)
     total_variance = total_variance.masked_fill(counts < 2, float("nan"))
-    return WindowScores(mean, variance, maximum, entropy.to(mean.dtype), total_variance.to(mean.dtype))
-
-
-def _entropy_per_row(p: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
-    """``-sum p log p`` per batch row; invisible keys (p = 0, log p = -inf) add nothing."""
-    finite = log_p.clamp_(min=-1e30).flatten(1)
-    entropy: torch.Tensor = -torch.linalg.vecdot(p.flatten(1), finite).double()
-    return entropy
+    found = WindowScores(
+        score=None,
+        mean=None,
+        variance=None,
+        maximum=maximum,
+        token_entropy=token_entropy,
+        entropy=entropy.to(mean.dtype),
+        total_variance=total_variance.to(mean.dtype),
+    )
+    return mean, variance, found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvcompress.engine.store import SlotStore, row_and_place
+from kvcompress.engine.store import SlotStore
+from kvcompress.kernels.compact.reference import RowPlan
 from kvcompress.kernels.dispatch import operation
 
 
@@ -26,7 +27,7 @@ def compact(
         keys: ``[batch, kv_heads, tokens, head_dim]``, chronological, of any strides.
         values: ``[batch, kv_heads, tokens, value_dim]``.
         positions: int64 ``[batch, kv_heads, tokens]``, -1 for no token (its slot becomes a free one).
-        scores: float32 ``[batch, kv_heads, tokens]``.
+        scores: float32 ``[batch, kv_heads, tokens - window]``; the window has none.
         chosen: int64 ``[batch, kv_heads, most]``, best first.
         held: how many of them each row keeps, ``[batch * kv_heads]``.
         window: tokens at the end that every row keeps.
@@ -34,13 +35,13 @@ def compact(
         backend: ``"torch"`` or ``"triton"``.
     """
     batch, heads, tokens = positions.shape
-    lengths = [count + window + spare for count in held]
-    row, place = row_and_place(lengths, keys.device)
-    kept = torch.tensor(held, device=keys.device)[row]
-    token = tokens - window + place - kept
-    if chosen.shape[-1]:
-        best = chosen.reshape(batch * heads, -1)
-        token = torch.where(place < kept, best[row, place.clamp(max=best.shape[1] - 1)], token)
-    source = torch.where(place < kept + window, row * tokens + token, -1)
-    slots = operation("compact", backend)(keys, values, positions, scores, source)
-    return SlotStore(slots, lengths, heads, backend)
+    rows = batch * heads
+    plan = RowPlan(
+        lengths=[count + window + spare for count in held],
+        source=[row * tokens for row in range(rows)],
+        head=held,
+        tail_start=[tokens - window] * rows,
+        tail=[window] * rows,
+    )
+    packed = operation("compact", backend)(keys, values, positions, scores, plan, chosen.reshape(rows, -1))
+    return SlotStore(packed, plan.lengths, heads, backend)

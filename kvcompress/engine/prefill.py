@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from kvcompress.engine.allocate import ScoredLayer
 from kvcompress.engine.attend import attend_block, attend_materialised
@@ -17,6 +16,7 @@ from kvcompress.engine.events import PrefillEvent
 from kvcompress.engine.guards import check_continues
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.layer_statistics import LayerStatistics
+from kvcompress.engine.log_sum_exp import overhear_log_sum_exp
 from kvcompress.engine.masks import block_mask, last_query_mask, token_mask
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.engine.selection import mark_scores, select, select_as_torch
@@ -38,6 +38,7 @@ class Block:
         positions: int64 ``[batch, kv_heads, tokens]``, -1 for no token; None: ``0..``, all there.
         valid_queries: bool ``[batch, queries]``; None: all.
         row_start: int64 ``[batch]``, position of each row's first token; None: zeros.
+        log_sum_exp: float32 ``[batch, query_heads, queries]`` of the logits, where the attention has given it.
     """
 
     query: torch.Tensor
@@ -46,6 +47,7 @@ class Block:
     positions: torch.Tensor | None
     valid_queries: torch.Tensor | None
     row_start: torch.Tensor | None
+    log_sum_exp: torch.Tensor | None = None
 
     def filled_positions(self) -> torch.Tensor:
         """Positions ``[batch, kv_heads, tokens]``, written out."""
@@ -60,9 +62,8 @@ def prefill(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attends a block and compresses the layer."""
     if layer.store is None:
-        exact = cache.policy.decode_rule.storage_order and call.key.shape[2] <= _MOST_MATERIALISED
-        output = (attend_materialised(call), None) if exact else call.run_base()
-        block = _first_block(layer, call)
+        output, log_sum_exp = _attend_first(cache, call)
+        block = _first_block(layer, call, log_sum_exp)
     else:
         if layer is cache.compressed_layers[0]:
             check_continues(layer, call)
@@ -72,7 +73,16 @@ def prefill(
     return output
 
 
-def _first_block(layer: CompressedLayer, call: AttentionCall) -> Block:
+def _attend_first(
+    cache: CompressedCache, call: AttentionCall
+) -> tuple[tuple[torch.Tensor, torch.Tensor | None], torch.Tensor | None]:
+    """Attends a first block; also returns the log-sum-exp of its logits, where the attention computes it anyway."""
+    if cache.policy.decode_rule.storage_order and call.key.shape[2] <= _MOST_MATERIALISED:
+        return (attend_materialised(call), None), None
+    return overhear_log_sum_exp(call.run_base, call.query.shape[:3])
+
+
+def _first_block(layer: CompressedLayer, call: AttentionCall, log_sum_exp: torch.Tensor | None) -> Block:
     batch, heads, tokens, _ = call.key.shape
     device = call.key.device
     visible = last_query_mask(call.mask, batch, tokens, device)
@@ -84,7 +94,9 @@ def _first_block(layer: CompressedLayer, call: AttentionCall) -> Block:
         visible = recent.expand(batch, tokens) if visible is None else visible & recent
     keys, values = call.key.detach(), call.value.detach()
     if visible is None:
-        return Block(call.query.detach(), keys, values, None, None, None)
+        if call.spec(None).sinks is not None:  # fused attentions add learned sinks after the fact
+            log_sum_exp = None
+        return Block(call.query.detach(), keys, values, None, None, None, log_sum_exp)
     positions = torch.where(visible, torch.arange(tokens, device=device), -1)
     positions = positions[:, None].expand(batch, heads, tokens)
     return Block(call.query.detach(), keys, values, positions, visible, layer.row_start)
@@ -136,6 +148,7 @@ def _compress(cache: CompressedCache, layer: CompressedLayer, call: AttentionCal
         scored=tokens - window,
         spec=call.spec(layer.sliding_window),
         backend=cache.backend,
+        log_sum_exp=block.log_sum_exp,
     )
     scores = policy.scorer(inputs)
     if cache.observers:
@@ -165,7 +178,7 @@ def _store(
         block.keys,
         block.values,
         block.filled_positions(),
-        F.pad(marked, (0, inputs.window)),
+        marked,
         chosen,
         held=held,
         window=inputs.window,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kvcompress.kernels.dispatch import operation
-from kvcompress.kernels.window_scores.reference import AttentionSpec, WindowScores
+from kvcompress.kernels.window_scores.reference import AttentionSpec, Statistic, WindowScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class ScoreInputs:
         scored: tokens to score, ``tokens - window``.
         spec: what the attention does to its logits.
         backend: ``"torch"`` or ``"triton"``.
+        log_sum_exp: float32 ``[batch, query_heads, queries]`` of the block's logits, where the attention gave it.
     """
 
     layer_idx: int
@@ -43,6 +44,7 @@ class ScoreInputs:
     scored: int
     spec: AttentionSpec
     backend: str
+    log_sum_exp: torch.Tensor | None = None
 
     def token_positions(self) -> torch.Tensor:
         """Absolute positions of the scored tokens, int64 ``[batch or 1, kv_heads or 1, scored]``, -1 for none."""
@@ -50,17 +52,29 @@ class ScoreInputs:
             return torch.arange(self.scored, device=self.keys.device)[None, None]
         return self.positions[:, :, : self.scored]
 
-    def window_scores(self) -> WindowScores:
-        """Attention statistics of the window, ``min(window, queries)`` queries."""
+    def window_scores(
+        self, emit: tuple[Statistic, ...] = ("score",), *, gamma: float = 0.0, pool_size: int = 1
+    ) -> WindowScores:
+        """Attention statistics of the window, ``min(window, queries)`` queries.
+
+        Args:
+            emit: which statistics per key are wanted.
+            gamma: weight of the variance in the score.
+            pool_size: width of the pooling of the score.
+        """
         queries = min(self.window, self.query.shape[2])
         scores: WindowScores = operation("window_scores", self.backend)(
             self.query[:, :, -queries:],
             self.keys,
             spec=self.spec,
             scored=self.scored,
+            emit=emit,
+            gamma=gamma,
+            pool_size=pool_size,
             positions=self.positions,
             last_position=self.last_position,
             valid_queries=None if self.valid_queries is None else self.valid_queries[:, -queries:],
+            log_sum_exp=None if self.log_sum_exp is None else self.log_sum_exp[:, :, -queries:],
         )
         return scores
 

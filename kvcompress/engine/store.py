@@ -6,7 +6,7 @@ from itertools import accumulate, groupby
 
 import torch
 
-from kvcompress.kernels.compact.reference import Slots
+from kvcompress.kernels.compact.reference import Packed, RowPlan
 from kvcompress.kernels.decode_attend.reference import Run
 from kvcompress.kernels.dispatch import operation
 
@@ -23,19 +23,19 @@ class SlotStore:
         kv_heads: rows per batch entry.
         next_slot: int64 ``[rows]``, the free slot that the next token takes.
         runs: the rows grouped by equal length, for views without padding.
+        longest: slots of the longest row.
     """
 
-    def __init__(self, slots: Slots, lengths: list[int], kv_heads: int, backend: str) -> None:
+    def __init__(self, packed: Packed, lengths: list[int], kv_heads: int, backend: str) -> None:
         """Takes the arrays as they are; the last slot of each row must be free."""
         self.kv_heads = kv_heads
         self.backend = backend
-        self._adopt(slots, lengths)
+        self._adopt(packed, lengths)
 
-    def _adopt(self, slots: Slots, lengths: list[int]) -> None:
-        self.slots = slots
+    def _adopt(self, packed: Packed, lengths: list[int]) -> None:
+        self.slots, self.row_offsets = packed
         self.lengths = lengths
-        device = slots.keys.device
-        self.row_offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device=device)
+        self.longest = max(lengths)
         self.runs = _runs(lengths)
         self.next_slot = self.row_offsets[1:] - 1
 
@@ -65,30 +65,25 @@ class SlotStore:
             held: chosen tokens of each row now (they come first, best first).
             new_held: chosen tokens of each row afterwards, not more than ``held``.
         """
-        lengths = [n - h + m for n, h, m in zip(self.lengths, held, new_held, strict=True)]
-        row, place = row_and_place(lengths, self.row_offsets.device)
-        keep = torch.tensor(new_held, device=row.device)[row]
-        skip = torch.tensor(held, device=row.device)[row] - keep
-        self._repack(self.row_offsets[row] + place + torch.where(place < keep, 0, skip), lengths)
+        rest = [n - h for n, h in zip(self.lengths, held, strict=True)]
+        lengths = [m + r for m, r in zip(new_held, rest, strict=True)]
+        self._repack(RowPlan(lengths, self._starts(), new_held, held, rest))
 
     def grow(self, extra: list[int]) -> None:
         """Adds ``extra`` free slots to the end of each row; the next slot stays where it is."""
         lengths = [n + e for n, e in zip(self.lengths, extra, strict=True)]
-        row, place = row_and_place(lengths, self.row_offsets.device)
-        old = torch.tensor(self.lengths, device=row.device)[row]
+        none = [0] * self.rows
         relative = self.next_slot - self.row_offsets[:-1]
-        self._repack(torch.where(place < old, self.row_offsets[row] + place, -1), lengths)
+        self._repack(RowPlan(lengths, self._starts(), self.lengths, none, none))
         self.next_slot = self.row_offsets[:-1] + relative
 
     def select_batch(self, indices: torch.Tensor) -> None:
         """Makes batch entry ``i`` what entry ``indices[i]`` was (int64 ``[new_batch]``)."""
-        entries = indices.tolist()
-        rows = [entry * self.kv_heads + head for entry in entries for head in range(self.kv_heads)]
-        lengths = [self.lengths[r] for r in rows]
-        row, place = row_and_place(lengths, self.row_offsets.device)
-        old_row = torch.tensor(rows, device=row.device)
-        relative = (self.next_slot - self.row_offsets[:-1])[old_row]
-        self._repack(self.row_offsets[old_row[row]] + place, lengths)
+        rows = [entry * self.kv_heads + head for entry in indices.tolist() for head in range(self.kv_heads)]
+        lengths, starts = [self.lengths[r] for r in rows], self._starts()
+        none = [0] * len(rows)
+        relative = (self.next_slot - self.row_offsets[:-1])[torch.tensor(rows, device=self.next_slot.device)]
+        self._repack(RowPlan(lengths, [starts[r] for r in rows], lengths, none, none))
         self.next_slot = self.row_offsets[:-1] + relative
 
     def free_from(self, position: int) -> None:
@@ -104,7 +99,7 @@ class SlotStore:
             array: one of the slot arrays.
             empty: value of the padding.
         """
-        longest = max(self.lengths)
+        longest = self.longest
         if len(self.runs) == 1:
             return array.view(self.batch, self.kv_heads, longest, *array.shape[1:])
         padded = array.new_full((self.rows, longest, *array.shape[1:]), empty)
@@ -126,9 +121,12 @@ class SlotStore:
         values = self.dense(self.slots.values, 0).gather(2, _like(order, self.slots.values))
         return keys, values, positions
 
-    def _repack(self, source: torch.Tensor, lengths: list[int]) -> None:
-        slots = operation("compact", self.backend)(*self.slots, source)
-        self._adopt(slots, lengths)
+    def _starts(self) -> list[int]:
+        """First slot of each row, on the host."""
+        return [0, *accumulate(self.lengths)][:-1]
+
+    def _repack(self, plan: RowPlan) -> None:
+        self._adopt(operation("compact", self.backend)(*self.slots, plan), plan.lengths)
 
 
 def _runs(lengths: list[int]) -> tuple[Run, ...]:
@@ -138,14 +136,6 @@ def _runs(lengths: list[int]) -> tuple[Run, ...]:
         runs.append(Run(row, rows, offset, length))
         row, offset = row + rows, offset + rows * length
     return tuple(runs)
-
-
-def row_and_place(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each slot its row and its place in the row, int64 ``[slots]`` each."""
-    counts = torch.tensor(lengths, dtype=torch.int64, device=device)
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=sum(lengths))
-    start = counts.cumsum(0) - counts
-    return row, torch.arange(sum(lengths), device=device) - start[row]
 
 
 def _like(index: torch.Tensor, array: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,9 @@ from kvcompress.engine.attention import AttentionCall
 from kvcompress.engine.selection import select_as_torch
 from kvcompress.engine.store import SlotStore
 from kvcompress.kernels.decode_attend.reference import Run, slot_view, write_new_token
-from kvcompress.kernels.window_scores.reference import AttentionSpec
+from kvcompress.kernels.window_scores.reference import AttentionSpec, pool
 from kvcompress.policies.base import Policy
 from kvcompress.policies.protocols import NewTokenScorer
-from kvcompress.policies.scorers import pool
 
 if TYPE_CHECKING:
     from kvcompress.engine.layer import CompressedLayer

@@ -9,11 +9,11 @@ import torch
 
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.errors import UnsupportedModelError
+from kvcompress.kernels.window_scores.reference import pool
 from kvcompress.policies.base import Policy
 from kvcompress.policies.checks import check_number
 from kvcompress.policies.decode_rules import DecodeRule
 from kvcompress.policies.protocols import LayerDemand
-from kvcompress.policies.scorers import pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 
 from kvcompress.engine.score import LayerScores, ScoreInputs
 
@@ -29,10 +29,9 @@ class WindowAttention:
 
     def __call__(self, inputs: ScoreInputs) -> LayerScores:
         """Returns pooled scores with the layer's entropy and variance."""
-        window = inputs.window_scores()
-        scores = window.mean if self.gamma == 0 else window.mean + self.gamma * window.variance
+        window = inputs.window_scores(("score",), gamma=self.gamma, pool_size=self.pool_size)
         return LayerScores(
-            token_scores=pool(scores, self.pool_size).float(),
+            token_scores=cast("torch.Tensor", window.score).float(),
             entropy=window.entropy,
             variance=window.total_variance,
         )
@@ -89,18 +88,6 @@ class Unscored:
         batch, heads = inputs.keys.shape[:2]
         zeros = torch.zeros(batch, heads, inputs.scored, device=inputs.keys.device)
         return LayerScores(token_scores=zeros)
-
-
-def pool(scores: torch.Tensor, size: int) -> torch.Tensor:
-    """Average pooling along the last axis with zero padding that counts.
-
-    Args:
-        scores: ``[batch, kv_heads, count]``.
-        size: odd width; 1 returns the input.
-    """
-    if size == 1 or scores.shape[-1] == 0:
-        return scores
-    return F.avg_pool1d(scores, size, stride=1, padding=size // 2)
 
 
 def _expand(scores: torch.Tensor, inputs: ScoreInputs) -> torch.Tensor:

@@ -1,10 +1,12 @@
-"""decode_attend and compact over ragged rows, against a plain float64 bookkeeping of sets."""
+"""decode_attend over ragged rows, against a plain float64 bookkeeping of sets."""
+
+from itertools import accumulate
 
 import pytest
 import torch
 
 from kvcompress.engine.store import SlotStore
-from kvcompress.kernels.compact.reference import Slots, compact_reference
+from kvcompress.kernels.compact.reference import Packed, Slots
 from kvcompress.kernels.decode_attend.reference import Eviction, decode_attend_reference
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 
@@ -18,7 +20,8 @@ def make_store(dtype=torch.float64) -> SlotStore:
     slots = Slots(
         torch.randn(total, DIM, dtype=dtype), torch.randn(total, DIM, dtype=dtype), positions, torch.rand(total)
     )
-    return SlotStore(slots, list(LENGTHS), kv_heads=2, backend="torch")
+    offsets = torch.tensor([0, *accumulate(LENGTHS)])
+    return SlotStore(Packed(slots, offsets), list(LENGTHS), kv_heads=2, backend="torch")
 
 
 def rows_as_dicts(store: SlotStore) -> list[dict[int, tuple[torch.Tensor, torch.Tensor, float]]]:
@@ -134,21 +137,3 @@ def test_keep_prompt_evicts_the_oldest_generated_token() -> None:
             spec=AttentionSpec(0.3), eviction=rule, prompt_end=20,
         )  # fmt: skip
     assert [set(row) for row in rows_as_dicts(store)] == [prompt | {38, 39} for prompt in prompts]
-
-
-@pytest.mark.parametrize("contiguous", [True, False])
-def test_compact_gathers_from_any_strides(contiguous) -> None:
-    keys, values = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 6)  # [B, T, H, D]: the layout of a projection
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    if contiguous:
-        keys, values = keys.contiguous(), values.contiguous()
-    positions = torch.arange(5).expand(2, 3, 5)
-    scores = torch.rand(2, 3, 5)
-    source = torch.tensor([29, -1, 0, 7])
-    got = compact_reference(keys, values, positions, scores, source)
-    assert got.positions.tolist() == [4, -1, 0, 2]
-    assert torch.equal(got.keys[0], keys[1, 2, 4])
-    assert torch.equal(got.values[3], values[0, 1, 2])
-    assert float(got.scores[3]) == float(scores[0, 1, 2])
-    assert not got.keys[1].any()
-    assert float(got.scores[1]) == 0

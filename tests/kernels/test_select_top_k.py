@@ -43,3 +43,24 @@ def test_random_rows_with_ties(count) -> None:
 def test_k_out_of_range(k) -> None:
     with pytest.raises(ValueError, match=r"k must lie in \[0, 5\].*got"):
         select_top_k_reference(torch.zeros(2, 5), k)
+
+
+def test_rows_take_a_prefix_of_their_own_length() -> None:
+    scores = torch.rand(2, 3, 20)
+    wanted = torch.tensor([5, 0, 1, 7, 7, 3])
+    got = select_top_k_reference(scores, 7, row_k=wanted).view(6, 7)
+    whole = select_top_k_reference(scores, 7).view(6, 7)
+    for row, count in enumerate(wanted.tolist()):
+        assert torch.equal(got[row, :count], whole[row, :count])
+        assert (got[row, count:] == -1).all()
+
+
+def test_ragged_rows_are_selected_each_by_itself() -> None:
+    scores, offsets = torch.randint(0, 5, (30,)).float(), torch.tensor([0, 4, 4, 15, 30])
+    wanted = torch.tensor([6, 2, 3, 0])
+    got = select_top_k_reference(scores, 6, row_k=wanted, row_offsets=offsets)
+    for row, count in enumerate(wanted.tolist()):
+        own = scores[offsets[row] : offsets[row + 1]]
+        count = min(count, len(own))
+        assert got[row, :count].tolist() == by_sorting(own.tolist())[:count]
+        assert (got[row, count:] == -1).all()

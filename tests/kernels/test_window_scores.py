@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from kvcompress.kernels.window_scores import reference
-from kvcompress.kernels.window_scores.reference import AttentionSpec, WindowScores, window_scores_reference
+from kvcompress.kernels.window_scores.reference import (
+    STATISTICS,
+    AttentionSpec,
+    WindowScores,
+    pool,
+    window_scores_reference,
+)
+
+GAMMA, POOL = 20.0, 5
+EVERYTHING = {"emit": STATISTICS, "gamma": GAMMA, "pool_size": POOL}
 
 
 def brute_force(query, key, spec, scored, positions=None, last_position=None, valid_queries=None) -> WindowScores:
@@ -34,17 +43,17 @@ def brute_force(query, key, spec, scored, positions=None, last_position=None, va
                     weights = torch.cat([weights, spec.sinks[h : h + 1].double()])
                 p[b, h, w] = weights.softmax(-1)[:tokens]
     p = p.view(batch, heads, group, window, tokens)[..., :scored]
-    mean, variance, maximum, entropy, total = [], [], [], [], []
+    rows = []
     for b in range(batch):
-        rows = p[b] if valid_queries is None else p[b][:, :, valid_queries[b]]
-        several = rows.shape[2] > 1
-        v = rows.var(2) if several else torch.zeros_like(rows[:, :, 0])
-        mean.append(rows.mean(2).mean(1))
-        variance.append(v.mean(1))
-        maximum.append(rows.amax((1, 2)))
-        entropy.append(-torch.special.xlogy(rows, rows).sum())
-        total.append(v.sum() if several else torch.tensor(torch.nan, dtype=torch.float64))
-    return WindowScores(*(torch.stack(part) for part in (mean, variance, maximum, entropy, total)))
+        seen = p[b] if valid_queries is None else p[b][:, :, valid_queries[b]]
+        several = seen.shape[2] > 1
+        v = seen.var(2) if several else torch.zeros_like(seen[:, :, 0])
+        mean, variance = seen.mean(2).mean(1), v.mean(1)
+        surprise = -torch.special.xlogy(seen, seen)
+        total = v.sum() if several else torch.tensor(torch.nan, dtype=torch.float64)
+        score = pool((mean + GAMMA * variance)[None], POOL)[0]
+        rows.append((score, mean, variance, seen.amax((1, 2)), surprise.sum((1, 2)), surprise.sum(), total))
+    return WindowScores(*(torch.stack(part) for part in zip(*rows, strict=True)))
 
 
 SHAPES = {
@@ -81,7 +90,7 @@ def compare(got: WindowScores, wanted: WindowScores, rtol: float) -> None:
 def test_equals_the_definition_in_float64(shape, spec) -> None:
     query, key = make(shape)
     scored = shape[3] - shape[4]
-    got = window_scores_reference(query, key, spec=spec, scored=scored)
+    got = window_scores_reference(query, key, spec=spec, scored=scored, **EVERYTHING)
     compare(got, brute_force(query, key, spec, scored), rtol=1e-10)
 
 
@@ -90,7 +99,7 @@ def test_half_inputs_are_computed_in_float32(dtype, rtol) -> None:
     """Only the inputs are rounded: a variance of tiny probabilities would vanish in half precision."""
     shape = SHAPES["B2-H8x2-T111-W16-D24"]
     query, key = make(shape, dtype)
-    got = window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95)
+    got = window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95, **EVERYTHING)
     assert got.mean.dtype == torch.float32
     compare(got, brute_force(query, key, AttentionSpec(0.25), 95), rtol=rtol)
 
@@ -99,11 +108,10 @@ def test_sinks_take_probability_away() -> None:
     shape = SHAPES["B2-H8x2-T111-W16-D24"]
     query, key = make(shape)
     spec = AttentionSpec(0.25, sinks=torch.linspace(-2, 3, 8, dtype=torch.float64))
-    got = window_scores_reference(query, key, spec=spec, scored=95)
+    got = window_scores_reference(query, key, spec=spec, scored=95, **EVERYTHING)
     compare(got, brute_force(query, key, spec, 95), rtol=1e-10)
-    assert (
-        got.mean.sum(-1) < window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95).mean.sum(-1)
-    ).all()
+    without = window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95, emit=("mean",))
+    assert (got.mean.sum(-1) < without.mean.sum(-1)).all()
 
 
 @pytest.mark.parametrize("sliding", [None, 30])
@@ -118,7 +126,7 @@ def test_gaps_and_padding(sliding) -> None:
     valid = positions[:, 0, -8:] >= 0
     spec = AttentionSpec(0.25, sliding_window=sliding)
     arguments = {"positions": positions, "last_position": 69, "valid_queries": valid}
-    got = window_scores_reference(query, key, spec=spec, scored=42, **arguments)
+    got = window_scores_reference(query, key, spec=spec, scored=42, **arguments, **EVERYTHING)
     compare(got, brute_force(query, key, spec, 42, **arguments), rtol=1e-9)
 
 
@@ -127,7 +135,36 @@ def test_blocks_change_nothing(block, monkeypatch) -> None:
     query, key = make((2, 4, 2, 300, 8, 16))
     whole = brute_force(query, key, AttentionSpec(0.25), 292)
     monkeypatch.setattr(reference, "_BLOCK_ELEMENTS", block)
-    compare(window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=292), whole, rtol=1e-10)
+    compare(window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=292, **EVERYTHING), whole, rtol=1e-10)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_a_given_log_sum_exp_changes_nothing(spec) -> None:
+    query, key = make(SHAPES["B2-H8x2-T111-W16-D24"])
+    logits = torch.einsum("bhgwd,bhtd->bhgwt", query.unflatten(1, (2, 4)), key) * spec.scaling
+    if spec.softcap is not None:
+        logits = torch.tanh(logits / spec.softcap) * spec.softcap
+    distance = torch.arange(95, 111)[:, None] - torch.arange(111)
+    visible = (distance >= 0) & (distance < (spec.sliding_window or 111))
+    log_sum_exp = logits.masked_fill(~visible, -torch.inf).logsumexp(-1).flatten(1, 2)
+    got = window_scores_reference(query, key, spec=spec, scored=95, log_sum_exp=log_sum_exp, **EVERYTHING)
+    compare(got, brute_force(query, key, spec, 95), rtol=1e-10)
+
+
+@pytest.mark.parametrize("emit", [(), ("score",), ("mean", "entropy"), ("maximum",), ("score", "variance")])
+def test_only_what_was_asked_for_comes_out(emit) -> None:
+    query, key = make(SHAPES["B2-H8x2-T111-W16-D24"])
+    whole = window_scores_reference(query, key, spec=AttentionSpec(0.25), scored=95, **EVERYTHING)
+    got = window_scores_reference(
+        query, key, spec=AttentionSpec(0.25), scored=95, emit=emit, gamma=GAMMA, pool_size=POOL
+    )
+    for name, field in zip(STATISTICS, WindowScores._fields, strict=False):
+        if name in emit:
+            assert torch.equal(getattr(got, field), getattr(whole, field))
+        else:
+            assert getattr(got, field) is None
+    assert torch.equal(got.entropy, whole.entropy)
+    assert torch.equal(got.total_variance, whole.total_variance)
 
 
 def test_the_attention_matrix_is_never_held() -> None:

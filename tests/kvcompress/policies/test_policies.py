@@ -18,7 +18,7 @@ from kvcompress import (
     StreamingLLM,
     make_policy,
 )
-from kvcompress.policies.scorers import pool
+from kvcompress.kernels.window_scores.reference import pool
 from kvcompress.presets import PRESETS, preset
 
 

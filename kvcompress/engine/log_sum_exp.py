@@ -1,0 +1,62 @@
+"""Overhears the log-sum-exp that a fused attention computes anyway, so that scoring need not read the keys twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operators that return (output, log-sum-exp [batch, query_heads, queries], ...): what scaled_dot_product_attention
+# chooses on a GPU and on a CPU, and what the package flash-attn calls.
+_SOURCES: Final = frozenset(
+    {
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "flash_attn::_flash_attn_forward",
+    }
+)
+_COMPOSITE: Final = "aten::scaled_dot_product_attention"
+
+
+class _Overhear(TorchDispatchMode):
+    """Lets every operator run as it is and keeps the log-sum-exp of fused attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.heard: list[torch.Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func._schema.name == _COMPOSITE:  # in inference mode it arrives whole; its parts are what we listen to
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in _SOURCES:
+            self.heard.append(result[1])
+        return result
+
+
+def overhear_log_sum_exp(
+    attend: Callable[[], tuple[torch.Tensor, torch.Tensor | None]], shape: tuple[int, ...]
+) -> tuple[tuple[torch.Tensor, torch.Tensor | None], torch.Tensor | None]:
+    """Runs an attention and keeps the log-sum-exp of its logits, if it computes one.
+
+    Args:
+        attend: the attention, whichever implementation; called once, its result unchanged.
+        shape: ``(batch, query_heads, queries)``.
+
+    Returns:
+        ``(result, log-sum-exp)``: float32 ``[batch, query_heads, queries]``, natural, over all keys that each query
+        sees, learned sinks left out; None where the implementation has none or where it was not one attention.
+    """
+    if torch.compiler.is_compiling():
+        return attend(), None
+    with _Overhear() as mode:
+        result = attend()
+    if len(mode.heard) != 1 or mode.heard[0].ndim != 3:
+        return result, None
+    found = mode.heard[0][:, :, : shape[2]]  # some kernels pad the queries
+    return result, found if found.shape == shape else None
