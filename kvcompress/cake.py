@@ -27,6 +27,8 @@ class CakeCache(CompressedCache):
         cascade_every: see there.
         static: see there.
         backend: see there.
+        one_launch: see there.
+        cuda_graph: see there.
 
     Example:
         >>> cache = CakeCache(model, cache_size=1024)
@@ -50,6 +52,8 @@ class CakeCache(CompressedCache):
         cascade_every: int = 1,
         static: bool = False,
         backend: str = "auto",
+        one_launch: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         policy = Cake(
             cache_size=cache_size,
@@ -69,6 +73,8 @@ class CakeCache(CompressedCache):
             cascade_every=cascade_every,
             static=static,
             backend=backend,
+            one_launch=one_launch,
+            cuda_graph=cuda_graph,
         )
 
     @classmethod

@@ -125,7 +125,10 @@ def write_new_token(
     """Writes the new token of each row into its next slot."""
     slots.keys.index_copy_(0, next_slot, new_key)
     slots.values.index_copy_(0, next_slot, new_value)
-    slots.positions.index_fill_(0, next_slot, position)
+    if isinstance(position, torch.Tensor):  # filling with a tensor's value would ask a GPU for it
+        slots.positions.index_copy_(0, next_slot, position.expand_as(next_slot))
+    else:
+        slots.positions.index_fill_(0, next_slot, position)
     if new_score is None:
         slots.scores.index_fill_(0, next_slot, 0.0)
     else:

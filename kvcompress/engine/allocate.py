@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.errors import CacheStateError
@@ -25,6 +27,9 @@ class ScoredLayer:
         tokens: int64 ``[batch]``, tokens of each sequence seen so far, evicted ones included, no padding.
         entropy: per batch row, once fetched; None where the scorer gives none.
         variance: likewise.
+        device_ladder: float32 ``[batch, seats]``, see :meth:`Cascade.ladder`; None where the allocator needs none.
+        ladder: per batch row, once fetched, as far as its budget reaches.
+        trimmed_to: the budgets that the layer was last cut to; None: not yet.
     """
 
     layer: CompressedLayer
@@ -35,6 +40,9 @@ class ScoredLayer:
     tokens: torch.Tensor
     entropy: list[float] | None = None
     variance: list[float] | None = None
+    device_ladder: torch.Tensor | None = None
+    ladder: list[NDArray[np.float64]] | None = None
+    trimmed_to: list[int] | None = None
     fetched: bool = False
 
 
@@ -77,7 +85,33 @@ class Cascade:
             return None
         self._fetch()
         columns = [self.policy.layer_allocator(demand) for demand in self._demands()]
-        return [list(row) for row in zip(*columns, strict=True)]
+        budgets = [list(row) for row in zip(*columns, strict=True)]
+        for scored, row in zip(self.scored, budgets, strict=True):
+            if scored.ladder is not None:  # a budget never grows: what lies beyond will not be asked for again
+                scored.ladder = [steps[:budget] for steps, budget in zip(scored.ladder, row, strict=True)]
+        return budgets
+
+    def ladder(self, marked: torch.Tensor, seen: int) -> torch.Tensor | None:
+        """What each token per head would be worth to a layer, for allocators that compare layers by scores.
+
+        The s-th step is the mean of the s-th best ``kv_heads`` scores of the layer, all heads taken together.
+
+        Args:
+            marked: float32 ``[batch, kv_heads, scored]``, ``-inf`` where there is no token, ``+inf`` for sinks.
+            seen: tokens seen so far, padding included.
+
+        Returns:
+            float32 ``[batch, seats]``, descending; None where the policy's allocator needs none.
+        """
+        if not self.policy.layer_allocator.needs_ladders:
+            return None
+        batch, heads, count = marked.shape
+        budget = self.policy.budget(seen)
+        seats = count if budget is None else min(count, budget * self.layers)
+        # NaN counts as the least score of a token that exists.
+        scores = marked.masked_fill(marked.isnan(), torch.finfo(marked.dtype).min).flatten(1)
+        best = scores.topk(seats * heads, dim=-1).values
+        return best.view(batch, seats, heads).mean(-1)
 
     def limits(self, budgets: list[list[int]]) -> list[list[int | None]]:
         """How far each layer's tokens may grow while decoding, ``[layers][batch]``."""
@@ -101,6 +135,7 @@ class Cascade:
                     caps=tuple(int(cap[b]) for cap in caps),
                     tokens=tokens,
                     window_size=self.policy.window_size,
+                    ladders=tuple(entry.ladder[b] for entry in self.scored if entry.ladder is not None) or None,
                 )
             )
         return demands
@@ -127,6 +162,11 @@ class Cascade:
                 entry.entropy = next(values).double().tolist()
                 entry.variance = next(values).double().tolist()
                 _check_finite(entry)
+            if entry.device_ladder is not None:
+                caps = (entry.available.sum(1) // entry.available.shape[1]).tolist()
+                steps = next(values).double().numpy()
+                entry.ladder = [row[:cap] for row, cap in zip(steps, caps, strict=True)]
+                entry.device_ladder = None
             entry.fetched = True
 
     def _parts(self, entry: ScoredLayer) -> list[torch.Tensor]:
@@ -138,7 +178,7 @@ class Cascade:
                     "gives none. Return them in LayerScores, or use an allocator that doesn't need them."
                 )
             parts += [entry.device_entropy, entry.device_variance]
-        return parts
+        return parts if entry.device_ladder is None else [*parts, entry.device_ladder]
 
 
 def _check_finite(entry: ScoredLayer) -> None:

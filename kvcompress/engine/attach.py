@@ -10,6 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from kvcompress.engine.attention import attention_forward
+from kvcompress.engine.graph_forward import install_again, remove
 from kvcompress.engine.guards import checked_mask
 from kvcompress.errors import UnsupportedModelError
 
@@ -43,6 +44,7 @@ def attach(model: PreTrainedModel) -> PreTrainedModel:
                 f"{type(model).__name__}, which has attention code of its own. Use DynamicCache for this model."
             )
         _set_text_implementation(model, _register(current or "eager"))
+        install_again(model)
     return model
 
 
@@ -52,6 +54,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         current = text_config(model)._attn_implementation
         if current in _base_of:
             _set_text_implementation(model, _base_of[current])
+        remove(model)
     return model
 
 

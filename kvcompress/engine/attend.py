@@ -63,6 +63,7 @@ def _attend_and_update(
         row_start=None if row_start is None else row_start.repeat_interleave(store.kv_heads),
         prompt_end=layer.prompt_end,
         full=layer.full,
+        arrivals=store.arrivals if cache.one_launch else None,
     )
     return output, probability
 

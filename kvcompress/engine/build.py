@@ -52,6 +52,13 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     return built
 
 
+def largest_head_dim(config: Any) -> int:
+    """The largest size of a head that a model's config speaks of, of queries, keys or values, in any layer."""
+    names = ("head_dim", "global_head_dim", "qk_head_dim", "v_head_dim")
+    sizes = [getattr(config, name, None) or 0 for name in names]
+    return max(sizes) or config.hidden_size // config.num_attention_heads
+
+
 def _build(index: int, layer: Any, model: str, compress_sliding: bool, static: bool) -> Any:
     if type(layer) is DynamicLayer:
         return CompressedLayer(index, None, static)

@@ -10,11 +10,16 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvcompress.engine.allocate import Cascade
+from kvcompress.engine.arguments import check_arguments
 from kvcompress.engine.attach import attach, is_attached, text_config
 from kvcompress.engine.attend import attend_token
 from kvcompress.engine.attention import AttentionCall, tag_key
-from kvcompress.engine.build import build_layers
+from kvcompress.engine.build import build_layers, largest_head_dim
+from kvcompress.engine.capture import mechanism_for
+from kvcompress.engine.decode_graph import DecodeGraph, tell_once
 from kvcompress.engine.events import Observer, ascending
+from kvcompress.engine.graph_forward import install
+from kvcompress.engine.guards import stay_out_of_graphs
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.prefill import prefill
@@ -22,7 +27,6 @@ from kvcompress.engine.report import CacheReport, layer_bytes, layer_report
 from kvcompress.errors import CacheStateError, UnsupportedModelError
 from kvcompress.kernels.dispatch import operation, resolve_backend
 from kvcompress.policies.base import Policy
-from kvcompress.policies.checks import check_whole
 
 
 class _Shared:
@@ -50,6 +54,10 @@ class CompressedCache(Cache):
             memory during prefill; the tokens kept are the same.
         static: fixed shapes and device-side positions while decoding, for ``torch.compile`` and CUDA graphs.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+        one_launch: decode by the Triton kernel's one-launch variant instead of two launches per layer. It relies on
+            atomics between programs; ``make test-gpu`` holds it to 100,000 steps on a GPU before you rely on it.
+        cuda_graph: capture the decode step of the whole model and replay it, in ``generate`` and in plain calls.
+            Implies ``static``; the model must be on one GPU. See :class:`~kvcompress.engine.decode_graph.DecodeGraph`.
 
     Raises:
         UnsupportedModelError: the model has layers that cannot be compressed.
@@ -67,18 +75,31 @@ class CompressedCache(Cache):
         cascade_every: int = 1,
         static: bool = False,
         backend: str = "auto",
+        one_launch: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
-        _check_arguments(model, policy, cascade_every, static)
+        static = static or cuda_graph
+        check_arguments(model, policy, cascade_every, static)
+        self.decode_graph = DecodeGraph(mechanism_for(model)) if cuda_graph else None
         layers = build_layers(model, compress_sliding=compress_sliding, static=static)
-        self.backend = resolve_backend(backend, model.device)
+        self.backend = resolve_backend(
+            backend,
+            model.device,
+            dtype=model.dtype,
+            head_dim=largest_head_dim(text_config(model)),
+            window=policy.window_size,
+        )
         self.decode_attend = operation("decode_attend", self.backend)  # looked up here, since torch.compile cannot
         attach(model)
+        if cuda_graph:
+            install(model)
         super().__init__(layers=layers)
         self.policy = policy
         self.eviction = policy.decode_rule.eviction(policy.window_size, policy.sink_tokens)
         self.keep_statistics = keep_statistics
         self.cascade_every = cascade_every
         self.static = static
+        self.one_launch = one_launch
         self.compressed_layers = [layer for layer in layers if isinstance(layer, CompressedLayer)]
         self.cascade = Cascade(policy, len(self.compressed_layers), cascade_every)
         self.observers: list[Observer] = []
@@ -107,7 +128,7 @@ class CompressedCache(Cache):
             CacheStateError: the model was detached, or some layer was updated and never attended.
         """
         if torch.compiler.is_compiling() and not self.static:
-            _stay_out_of_graphs()
+            stay_out_of_graphs()
         self._check_attended()
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer = self.layers[layer_idx]
@@ -142,6 +163,8 @@ class CompressedCache(Cache):
             )
         if layer.decodes(call.query.shape[2]):
             return attend_token(self, layer, call)
+        if self.decode_graph is not None:
+            self.decode_graph.drop()
         return prefill(self, layer, call)
 
     def _check_attended(self) -> None:
@@ -165,14 +188,33 @@ class CompressedCache(Cache):
         """
         super().crop(tokens_to_remove)
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Makes sequence ``i`` what sequence ``beam_idx[i]`` was, as beam search does at every step."""
+        if self.decode_graph is not None:
+            tell_once("beam search reorders the cache at every step")
+        super().reorder_cache(beam_idx)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether transformers may compile the decode step of its own accord: not where it is captured anyway."""
+        return self.decode_graph is None and bool(super().is_compileable)
+
+    def forget_step(self) -> None:
+        """Forgets a step that began and did not end, and of which nothing has reached the device."""
+        self._pending = None
+        for layer in self.compressed_layers:
+            layer.pending = False
+
     def reset(self) -> None:
         """Forgets everything: the cache is as new."""
+        if self.decode_graph is not None:
+            self.decode_graph.drop()
         # transformers' own layers are replaced: before 5.20 a reset sliding layer keeps zeroed keys of the old batch.
         for index, blank in self._blank_layers.items():
             self.layers[index] = deepcopy(blank)
         for layer in self.compressed_layers:
             layer.reset()
-        self._pending = None
+        self.forget_step()
         self.cascade = Cascade(self.policy, len(self.compressed_layers), self.cascade_every)
 
     # ---- observers ------------------------------------------------------------------------------------------------
@@ -208,9 +250,8 @@ class CompressedCache(Cache):
             layer_idx: index of the layer in the model.
 
         Returns:
-            int64 ``[batch, kv_heads, most]``: absolute positions, i.e. columns of the (padded) ``input_ids``
-            and of what
-            was generated; ascending, for ``CakeReference`` in storage order; -1 padded at the end of shorter rows.
+            int64 ``[batch, kv_heads, most]``: absolute positions, i.e. columns of the (padded) ``input_ids`` and of
+            what was generated; ascending, for ``CakeReference`` in storage order; -1 padded at the end of shorter rows.
         """
         layer = self.layer(layer_idx)
         store = layer.store
@@ -252,29 +293,3 @@ class CompressedCache(Cache):
             full_bytes=sum(report.full_bytes for report in reports) + other_bytes,
             layers=tuple(reports),
         )
-
-
-def _check_arguments(model: Any, policy: Any, cascade_every: Any, static: bool) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"model must be a transformers PreTrainedModel; got {type(model).__name__}")
-    if not isinstance(policy, Policy):
-        raise TypeError(
-            f"policy must be a Policy such as SnapKV(cache_size=1024); got {policy!r}. kvcompress.make_policy(name, "
-            "...) makes one from a name."
-        )
-    check_whole("cascade_every", cascade_every, at_least=1)
-    if static and (policy.decode_rule.grows or policy.decode_rule.storage_order):
-        raise ValueError(
-            f"static=True needs a policy whose rows have a fixed size while decoding; policy {policy.name!r} has "
-            "not. Choose a decode rule that evicts, such as decode='accumulate'."
-        )
-
-
-@torch.compiler.disable(  # type: ignore[untyped-decorator]
-    reason="a compressed cache is compiled in one graph only if it was made with static=True"
-)
-def _stay_out_of_graphs() -> None:
-    """Breaks a compiled graph at a cache whose counts change on the host, so that no step is compiled anew.
-
-    With ``fullgraph=True`` torch raises, and shows the reason.
-    """

@@ -14,7 +14,7 @@ from kvcompress.policies.base import Policy
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
 
-_RESERVE = 64  # free slots that rows without bound get from the start
+_RESERVE = 16  # free slots that rows without bound get from the start
 
 
 def rows_of(policy: Policy, scores: torch.Tensor | None, budgets: list[int], available: torch.Tensor) -> list[int]:
@@ -37,8 +37,9 @@ def trim_earlier(cache: CompressedCache, budgets: list[list[int]]) -> None:
     """Cuts the layers before the newest one down to their new budgets."""
     for entry, budget in zip(cache.cascade.scored[:-1], budgets[:-1], strict=True):
         layer = entry.layer
-        if layer.store is None or layer.rows is None:
+        if layer.store is None or layer.rows is None or entry.trimmed_to == budget:
             continue
+        entry.trimmed_to = budget
         held = layer.rows.held
         scores = _held_scores(layer) if cache.policy.head_allocator.needs_scores else None
         wanted = rows_of(cache.policy, scores, budget, entry.available)
@@ -54,13 +55,14 @@ def trim_earlier(cache: CompressedCache, budgets: list[list[int]]) -> None:
 
 def settle(cache: CompressedCache, budgets: list[list[int]]) -> None:
     """After the last layer: fixes how far each row may grow, and writes the budgets into the statistics."""
-    limits = cache.cascade.limits(budgets)
-    for entry, budget, limit in zip(cache.cascade.scored, budgets, limits, strict=True):
+    layer_limits = cache.cascade.limits(budgets)
+    for entry, budget, limit in zip(cache.cascade.scored, budgets, layer_limits, strict=True):
         layer = entry.layer
         if layer.store is None or layer.rows is None:
             continue
         heads = layer.store.kv_heads
-        capacity = [_capacity(cache.policy, layer, limit[row // heads]) for row in range(layer.store.rows)]
+        limits = _row_limits(cache.policy, layer.rows.held, budget, limit, heads)
+        capacity = [_capacity(cache.policy, layer, most) for most in limits]
         present = entry.present.tolist()
         window = [min(w, present[row // heads]) for row, w in enumerate(layer.rows.window)]
         offered = entry.available.flatten().tolist()
@@ -94,6 +96,22 @@ def tell_evicted(
         event = EvictEvent(layer_idx=layer.layer_idx, stage=stage, evicted=evicted)
         for observer in cache.observers:
             observer.on_evict(event)
+
+
+def _row_limits(
+    policy: Policy, held: list[int], budget: list[int], limit: list[int | None], heads: int
+) -> list[int | None]:
+    """How far each row's tokens may grow, given how far its layer's may: ``[batch * kv_heads]``.
+
+    Where heads hold different numbers, each keeps its own and gains what the layer gains: a poor head that grew to the
+    layer's average would take what a rich head already has.
+    """
+    limits: list[int | None] = []
+    for row, count in enumerate(held):
+        most = limit[row // heads]
+        shared = most is None or not policy.head_allocator.needs_scores
+        limits.append(most if shared else count + (most or 0) - budget[row // heads])
+    return limits
 
 
 def _capacity(policy: Policy, layer: CompressedLayer, limit: int | None) -> int | None:

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The base's mask function, after a check that the prompt continues what the cache has seen.
 
+    A static cache has seen a number of tokens that only the device knows; its decode steps get no mask.
+
     ``generate`` slices the prompt by the number of tokens that the cache has seen. Given a shorter, unrelated prompt
     the slice is nonsense, and the padding mask is too short for it; that is where it shows.
     """
     mask, queries, keys = kwargs.get("attention_mask"), kwargs.get("q_length"), kwargs.get("kv_length")
     seen = kwargs.get("q_offset", kwargs.get("kv_offset", 0))
+    if queries == keys == 1 and isinstance(seen, torch.Tensor):
+        return None  # a static decode step: nobody reads its mask, and making one can wait for the device
     # A used compressed cache asks for the new block alone; other caches, which are none of our business, for all keys.
     ours = isinstance(seen, int) and seen > 0 and isinstance(queries, int) and queries == keys
     if ours and isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[-1] < seen + queries:
@@ -49,3 +53,13 @@ def check_continues(layer: CompressedLayer, call: AttentionCall) -> None:
             f"the prompt ends at position {int(last.max())}, but the cache has seen {before} tokens: this prompt "
             "does not continue what the cache holds. Call cache.reset() or make a new cache for a new prompt."
         )
+
+
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
+    reason="a compressed cache is compiled in one graph only if it was made with static=True"
+)
+def stay_out_of_graphs() -> None:
+    """Breaks a compiled graph at a cache whose counts change on the host, so that no step is compiled anew.
+
+    With ``fullgraph=True`` torch raises, and shows the reason.
+    """

@@ -14,7 +14,7 @@ from kvcompress.engine.store import SlotStore
 from kvcompress.engine.update import StorageOrder
 from kvcompress.errors import CacheStateError
 
-_LEAST_GROWTH = 64  # slots that a growing row gains at least
+_LEAST_GROWTH = 16  # slots that a growing row gains at least; more would cost small caches much of what they save
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class CompressedLayer(CacheLayerMixin):
         self.statistics: LayerStatistics | None = None
         self.full = False  # each row has no free slot but the next one, so that a decode step needs no mask
         self._grow_at = self._evict_at = self._full_at = sys.maxsize
-        self.is_initialized = False
+        self.is_initialized = self.is_compileable = False
 
     # ---- what transformers asks -----------------------------------------------------------------------------------
 

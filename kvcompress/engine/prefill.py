@@ -165,10 +165,11 @@ def _store(
     cache: CompressedCache, layer: CompressedLayer, block: Block, inputs: ScoreInputs, scores: LayerScores
 ) -> None:
     """Allocates, selects and compacts; layers that were stored before are trimmed first, so memory never peaks."""
-    entry = _scored_layer(layer, block, inputs, scores)
-    budgets = cache.cascade.add(entry)
     scored_positions = None if block.positions is None else block.positions[..., : inputs.scored]
     marked = mark_scores(scores.token_scores, scored_positions, block.row_start, cache.policy.sink_tokens)
+    entry = _scored_layer(layer, block, inputs, scores)
+    entry.device_ladder = cache.cascade.ladder(marked, int(layer.seen))
+    budgets = cache.cascade.add(entry)
     held = [inputs.scored] * (block.keys.shape[0] * block.keys.shape[1])
     if budgets is not None:
         trim_earlier(cache, budgets)

@@ -40,9 +40,12 @@ def select(scores: torch.Tensor, held: list[int], backend: str) -> torch.Tensor:
         backend: ``"torch"`` or ``"triton"``.
 
     Returns:
-        int64 ``[batch, kv_heads, max(held)]``; a row uses its first ``held`` ones.
+        int64 ``[batch, kv_heads, max(held)]``; a row uses its first ``held`` ones, and what follows says nothing.
     """
-    chosen: torch.Tensor = operation("select_top_k", backend)(scores, max(held))
+    row_k = None
+    if min(held) < max(held):  # pinned: from other memory the copy would make the host wait for the device
+        row_k = torch.tensor(held, pin_memory=scores.is_cuda).to(scores.device, non_blocking=True)
+    chosen: torch.Tensor = operation("select_top_k", backend)(scores, max(held), row_k=row_k)
     return chosen
 
 

@@ -38,6 +38,7 @@ class SlotStore:
         self.longest = max(lengths)
         self.runs = _runs(lengths)
         self.next_slot = self.row_offsets[1:] - 1
+        self._arrivals: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -50,13 +51,21 @@ class SlotStore:
         return self.rows // self.kv_heads
 
     @property
+    def arrivals(self) -> torch.Tensor:
+        """Scratch of the decode kernel's one-launch variant: int32 zeros ``[rows]``, made when first asked for."""
+        if self._arrivals is None:
+            self._arrivals = torch.zeros(self.rows, dtype=torch.int32, device=self.row_offsets.device)
+        return self._arrivals
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the storages that the store really holds, bookkeeping included."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors())
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors of the store."""
-        return [*self.slots, self.row_offsets, self.next_slot]
+        scratch = [] if self._arrivals is None else [self._arrivals]
+        return [*self.slots, self.row_offsets, self.next_slot, *scratch]
 
     def trim(self, held: list[int], new_held: list[int]) -> None:
         """Drops all but the best ``new_held`` tokens of each row, keeping the rest of the row.

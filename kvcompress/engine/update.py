@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from kvcompress.engine.attention import AttentionCall
+from kvcompress.engine.score import NewToken
 from kvcompress.engine.selection import select_as_torch
 from kvcompress.engine.store import SlotStore
 from kvcompress.kernels.decode_attend.reference import Run, slot_view, write_new_token
@@ -65,8 +66,8 @@ def new_token_score(
         return None
     position = layer.seen - 1
     positions = torch.zeros(store.batch, store.kv_heads, 1, dtype=torch.int64, device=call.key.device) + position
-    scorer = cast("NewTokenScorer", policy.scorer)
-    return scorer.score_new(call.key, positions, layer.row_start, layer.layer_idx).flatten()
+    new = NewToken(key=call.key, positions=positions, row_start=layer.row_start, layer_idx=layer.layer_idx, store=store)
+    return cast("NewTokenScorer", policy.scorer).score_new(new).flatten()
 
 
 def attend_in_storage_order(

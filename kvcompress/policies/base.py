@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvcompress.policies.checks import check_number, check_whole
-from kvcompress.policies.decode_rules import DecodeRule
+from kvcompress.policies.decode_rules import DECODE_RULES, DecodeRule, decode_rule
 from kvcompress.policies.head_allocators import EqualHeads
 from kvcompress.policies.layer_allocators import Uniform
 from kvcompress.policies.protocols import HeadAllocator, LayerAllocator, Scorer
@@ -106,3 +106,82 @@ class Policy(ABC):
         Matters only to a decode rule that looks at the order of storage.
         """
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuledPolicy(Policy):
+    """Base of the policies whose decode rule is chosen by name.
+
+    Args:
+        decode: name of the decode rule, see :data:`kvcompress.policies.decode_rules.DECODE_RULES`.
+    """
+
+    decode: str = "off"
+
+    def __post_init__(self) -> None:
+        """Checks the shared parameters and the rule."""
+        super().__post_init__()
+        if decode_rule(self.decode).order == "stored" and not hasattr(self.scorer, "score_new"):
+            others = ", ".join(name for name in DECODE_RULES if name != self.decode)
+            raise ValueError(
+                f"decode={self.decode!r} compares stored scores, and the scorer of {self.name!r} cannot score a token "
+                f"when it is generated. Choose one of {others}."
+            )
+
+    @property
+    def decode_rule(self) -> DecodeRule:
+        """The rule named by ``decode``."""
+        return decode_rule(self.decode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper(Policy):
+    """Base of the policies that change one part of another policy and leave the rest to it.
+
+    Sizes, window, sinks and decode rule are the base's; they are given there.
+
+    Args:
+        base: the policy that is changed; it may be a wrapper itself.
+    """
+
+    base: Policy
+    cache_size: int | None = field(default=None, init=False, repr=False)
+    compression_ratio: float | None = field(default=None, init=False, repr=False)
+    window_size: int = field(default=32, init=False, repr=False)
+    sink_tokens: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the base and takes its sizes over."""
+        if not isinstance(self.base, Policy):
+            raise TypeError(
+                f"base must be a policy such as SnapKV(cache_size=1024); got {self.base!r}. By name, write "
+                f"make_policy({self.name!r}, base='snapkv', cache_size=1024)."
+            )
+        if self.base.cache_size is None and self.base.compression_ratio is None:
+            raise ValueError(f"base must be a policy that evicts; got {self.base!r}")
+        if self.base.decode_rule.storage_order:
+            raise ValueError(
+                f"{self.base.name!r} reproduces its authors' code as a whole and cannot be base. Use Cake."
+            )
+        for name in ("cache_size", "compression_ratio", "window_size", "sink_tokens"):
+            object.__setattr__(self, name, getattr(self.base, name))
+
+    @property
+    def scorer(self) -> Scorer:
+        """The base's, unless a wrapper says otherwise."""
+        return self.base.scorer
+
+    @property
+    def layer_allocator(self) -> LayerAllocator:
+        """The base's, unless a wrapper says otherwise."""
+        return self.base.layer_allocator
+
+    @property
+    def head_allocator(self) -> HeadAllocator:
+        """The base's, unless a wrapper says otherwise."""
+        return self.base.head_allocator
+
+    @property
+    def decode_rule(self) -> DecodeRule:
+        """The base's."""
+        return self.base.decode_rule

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcompress.policies.base import Policy
+from kvcompress.policies.base import RuledPolicy
 from kvcompress.policies.checks import check_number
-from kvcompress.policies.decode_rules import DecodeRule, decode_rule
 from kvcompress.policies.layer_allocators import Preference
 from kvcompress.policies.scorers import WindowAttention
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cake(Policy):
+class Cake(RuledPolicy):
     """CAKE with exact budgets; every batch row by itself.
 
     Args:
@@ -37,7 +36,6 @@ class Cake(Policy):
         check_number("tau1", self.tau1, above=0.0)
         check_number("tau2", self.tau2, above=0.0)
         check_number("gamma", self.gamma, at_least=0.0)
-        decode_rule(self.decode)
 
     @property
     def name(self) -> str:
@@ -53,8 +51,3 @@ class Cake(Policy):
     def layer_allocator(self) -> Preference:
         """Entropy and variance preference."""
         return Preference(tau1=self.tau1, tau2=self.tau2)
-
-    @property
-    def decode_rule(self) -> DecodeRule:
-        """The rule named by ``decode``."""
-        return decode_rule(self.decode)

@@ -76,6 +76,7 @@ class ReferenceAllocator:
     tau1: float
     tau2: float
     needs_statistics = True
+    needs_ladders = False
 
     def __call__(self, demand: LayerDemand) -> list[int]:
         """Returns budgets; unlike the exact method's they may sum to less than the total."""

@@ -13,6 +13,20 @@ def check_whole(name: str, value: object, *, at_least: int) -> None:
         raise ValueError(f"{name} must be at least {at_least}; got {value}")
 
 
+def check_odd(name: str, value: object) -> None:
+    """Raises unless ``value`` is an odd whole number, at least 1."""
+    check_whole(name, value, at_least=1)
+    if isinstance(value, int) and value % 2 == 0:
+        raise ValueError(f"{name} must be odd, so that a token is pooled evenly; got {value}")
+
+
+def check_share(name: str, value: object) -> None:
+    """Raises unless ``value`` is a number in [0, 1]."""
+    check_number(name, value, at_least=0.0)
+    if isinstance(value, int | float) and value > 1:
+        raise ValueError(f"{name} is a fraction and must lie in [0, 1]; got {value!r}")
+
+
 def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raises unless ``value`` is a finite number within the bound."""
     if isinstance(value, bool) or not isinstance(value, int | float):

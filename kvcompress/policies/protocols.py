@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from kvcompress.engine.score import LayerScores, ScoreInputs
+from kvcompress.engine.score import LayerScores, NewToken, ScoreInputs
 
 
 class Scorer(Protocol):
@@ -30,6 +32,8 @@ class LayerDemand:
         caps: tokens that each scored layer has to offer, window excluded.
         tokens: tokens of the row seen so far, window included, padding excluded.
         window_size: tokens of the observation window.
+        ladders: for an allocator that needs them, float64 ``[seats]`` of each scored layer, descending: what the s-th
+            token per head is worth to it. As far as an earlier call's budget of that layer reached, or its cap.
     """
 
     layers: int
@@ -39,12 +43,19 @@ class LayerDemand:
     caps: tuple[int, ...]
     tokens: int
     window_size: int
+    ladders: tuple[NDArray[np.float64], ...] | None = None
 
 
 class LayerAllocator(Protocol):
-    """Step 2, *allocate*: how many tokens each layer keeps."""
+    """Step 2, *allocate*: how many tokens each layer keeps.
+
+    Attributes:
+        needs_statistics: whether it reads the layers' entropy and variance.
+        needs_ladders: whether it reads the layers' ladders of token scores.
+    """
 
     needs_statistics: bool
+    needs_ladders: bool
 
     def __call__(self, demand: LayerDemand) -> list[int]:
         """Returns the budget of each scored layer, ``0 <= budget <= cap``."""
@@ -70,20 +81,8 @@ class LayerAllocator(Protocol):
 class NewTokenScorer(Protocol):
     """A scorer that can also score a token when it is generated; needed by decode rules of order ``"stored"``."""
 
-    def score_new(
-        self, key: torch.Tensor, positions: torch.Tensor, row_start: torch.Tensor | None, layer_idx: int
-    ) -> torch.Tensor:
-        """Scores the new token of each row.
-
-        Args:
-            key: ``[batch, kv_heads, 1, head_dim]``.
-            positions: int64 ``[batch, kv_heads, 1]``, absolute.
-            row_start: int64 ``[batch]`` position of each row's first token; None: zeros.
-            layer_idx: index of the layer.
-
-        Returns:
-            float32 ``[batch, kv_heads, 1]``.
-        """
+    def score_new(self, new: NewToken) -> torch.Tensor:
+        """Scores the new token of each row, float32 ``[batch, kv_heads, 1]``."""
         ...
 
 

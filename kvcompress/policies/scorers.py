@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from kvcompress.engine.score import LayerScores, ScoreInputs
+from kvcompress.engine.score import LayerScores, NewToken, ScoreInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +64,13 @@ class RandomScore:
     def __call__(self, inputs: ScoreInputs) -> LayerScores:
         """Returns the hash of each token."""
         positions = _expand(inputs.token_positions(), inputs)
-        return LayerScores(token_scores=self.score_new(inputs.keys, positions, inputs.row_start, inputs.layer_idx))
+        return LayerScores(token_scores=self._draw(positions, inputs.row_start, inputs.layer_idx))
 
-    def score_new(
-        self, key: torch.Tensor, positions: torch.Tensor, row_start: torch.Tensor | None, layer_idx: int
-    ) -> torch.Tensor:
+    def score_new(self, new: NewToken) -> torch.Tensor:
+        """The hash of a new token."""
+        return self._draw(new.positions, new.row_start, new.layer_idx)
+
+    def _draw(self, positions: torch.Tensor, row_start: torch.Tensor | None, layer_idx: int) -> torch.Tensor:
         """Scores of tokens at ``positions`` int64 ``[batch, kv_heads, count]``, float32 of the same shape."""
         if row_start is not None:
             positions = positions - row_start[:, None, None]

@@ -76,7 +76,7 @@ class TestPrompt:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--policy lru", ("policy", "cake, cake_reference, full", "'lru'")),
+        ("--policy lru", ("policy", "cake, cake_reference", "'lru'")),
         ("--cache-size 16", ("cache_size", "at least window_size", "16", "32")),
         ("--cache-size 32 --window-size 33", ("cache_size", "window_size=33")),
         ("--cache-size 0", ("cache_size", "at least 1")),

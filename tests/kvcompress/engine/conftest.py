@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.kvcompress.engine.architectures import shared_model
+from tests.kvcompress.engine.architectures import build, shared_model
+from tests.kvcompress.engine.graphs import CAKE, MakeCapturing, graph_cache
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,3 +26,15 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 @pytest.fixture
 def llama() -> PreTrainedModel:
     return shared_model("llama")
+
+
+@pytest.fixture
+def own_llama() -> PreTrainedModel:
+    """A model that a test may change."""
+    return build("llama")
+
+
+@pytest.fixture
+def make(own_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> MakeCapturing:
+    """Makes caches of `own_llama` with ``cuda_graph=True``, each with what captures for it."""
+    return lambda policy=CAKE, **options: graph_cache(own_llama, policy, monkeypatch, **options)

@@ -27,6 +27,9 @@ EVICTING_POLICIES: dict[str, Callable[[], Policy]] = {
     "snapkv": lambda: SnapKV(**SMALL),
     "streaming-llm": lambda: StreamingLLM(cache_size=40, window_size=WINDOW),
     "random": lambda: make_policy("random", **SMALL),
+    "h2o": lambda: make_policy("h2o", **SMALL),
+    "adakv": lambda: make_policy("adakv", base="cake", **SMALL),
+    "layer-defensivekv": lambda: make_policy("layer_defensivekv", **SMALL, sink_tokens=2, decode="accumulate"),
 }
 ALL_POLICIES = NO_EVICTION_POLICIES | EVICTING_POLICIES
 
