@@ -4,11 +4,13 @@
 #   make test PY=python3            no environment: an interpreter that already holds everything
 #   make test ARGS='-k budgets -x'  more arguments for pytest, or for `kvcompress demo`
 #   make test WORKERS=0             in one process; the default is one per processor, at most four
+#   make bench-gpu GPU_RESULTS=out  write the JSON there, not to bench/results
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 WORKERS ?= logical
+GPU_RESULTS ?=
 BENCH_JSON ?= bench/results/pytest-benchmark.json
 
 # Packages of the older transformers that is tested too; they shadow the ones of the environment.
@@ -31,9 +33,14 @@ endif
 PYTEST = $(PY) -m pytest
 PARALLEL = -n $(WORKERS) --maxprocesses=4 --dist loadgroup --benchmark-disable
 
+# Fails with one line where there is no GPU: a run that skips everything looks too much like one that passes.
+NEED_GPU = @$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+  "make $@: there is no CUDA device here (torch.cuda.is_available() is False)")'
+GPU_TESTS = $(shell grep -rlE --include='test_*.py' 'mark\.gpu' tests)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-compat fmt lint types aot bench build clean
+.PHONY: help demo test test-compat test-gpu fmt lint types aot bench bench-gpu build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +67,10 @@ fmt: $(READY)  ## format the code and apply the safe fixes
 test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of the engine on transformers 5.17
 	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies -m "not slow" -q $(PARALLEL) $(ARGS)
 
+test-gpu: $(READY)  ## run the tests that need a GPU, the long loops that look for races among them
+	$(NEED_GPU)
+	$(PYTEST) -m gpu -q $(GPU_TESTS) $(ARGS)
+
 lint: $(READY)  ## check style and format, and run the guards of the layout
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -74,6 +85,13 @@ aot: $(READY)  ## compile every kernel for the supported GPUs; needs no GPU
 bench: $(READY)  ## run the benchmarks and write their JSON to bench/results
 	@mkdir -p $(dir $(BENCH_JSON))
 	$(PYTEST) bench --benchmark-only --benchmark-json=$(BENCH_JSON) $(ARGS)
+
+bench-gpu: $(READY)  ## time the kernels and a whole model on a GPU and write their JSON
+	$(NEED_GPU)
+	@status=0; \
+	$(KVCOMPRESS) bench kernels $(if $(GPU_RESULTS),--out $(GPU_RESULTS)/kernels.json) $(ARGS) || status=$$?; \
+	$(PY) -m kvcompress.bench.gpu_end_to_end $(if $(GPU_RESULTS),--out $(GPU_RESULTS)/gpu_end_to_end.json) || status=$$?; \
+	exit $$status
 
 build: $(READY)  ## build the source archive and the wheel into dist
 	rm -rf build dist *.egg-info

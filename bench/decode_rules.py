@@ -27,9 +27,9 @@ import torch
 import typer
 
 from kvcompress import Cake
+from kvcompress.bench.intervals import bootstrap_interval, wilson_interval
 from kvcompress.bench.replay import next_logits, record_prefill, replay
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
-from kvcompress.bench.testbed.accuracy import wilson_interval
 from kvcompress.bench.testbed.documents import Document, Question, needles, pairs, variables
 from kvcompress.bench.testbed.location import MODEL_DIR, load_testbed
 from kvcompress.bench.testbed.vocabulary import BOS_ID, EOS_ID
@@ -172,10 +172,9 @@ def add_differences(cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         each = cell["answers"] / cell["documents"]
         gaps = (np.array(cell.pop("by_document")) - base[cell["task"], cell["cache_size"]]) / each
-        means = gaps[generator.integers(len(gaps), size=(2000, len(gaps)))].mean(1)
-        low, high = np.quantile(means, (0.025, 0.975))
+        low, high = bootstrap_interval(gaps, generator)
         cell["difference"] = float(gaps.mean())
-        cell["difference_interval_95"] = [round(float(low), 4), round(float(high), 4)]
+        cell["difference_interval_95"] = [round(low, 4), round(high, 4)]
 
 
 def compare_rules(folder: Path, *, documents: int, sizes: tuple[int, ...] = CACHE_SIZES) -> list[dict[str, Any]]:

@@ -83,12 +83,18 @@ class Case:
         shape: its sizes, for people.
         dtype: dtype of the tensors.
         ratio_to: provider that the others are compared with.
+        unit: what the times are in; it begins with ``ms`` and may say what they leave out.
     """
 
     name: str
     shape: str
     dtype: str = "float32"
     ratio_to: str = "kvcompress"
+    unit: str = "ms"
+
+
+# Milliseconds of one call of a contender.
+Sampler = Callable[[Contender], float]
 
 
 def measure(
@@ -98,6 +104,7 @@ def measure(
     repeats: int,
     warm_up: int = 2,
     clock: Clock = time.perf_counter,
+    sampler: Sampler | None = None,
 ) -> list[CaseRow]:
     """Checks each contender, then times all of them in turns.
 
@@ -107,6 +114,7 @@ def measure(
         repeats: rounds, at least 1.
         warm_up: calls of each contender before the first round.
         clock: seconds; tests give their own.
+        sampler: times a contender instead of the clock, for devices with clocks of their own.
 
     Returns:
         One row per contender, in the order given; times in milliseconds.
@@ -120,7 +128,7 @@ def measure(
     for contender in contenders:
         for _ in range(warm_up):
             contender.run()
-    times = interleave(contenders, repeats, clock)
+    times = interleave(contenders, repeats, clock, sampler)
     memory = [peak_memory(contender.run) if contender.counts_memory else None for contender in contenders]
     yardstick = times[[contender.provider for contender in contenders].index(case.ratio_to)]
     return [
@@ -130,13 +138,14 @@ def measure(
 
 
 def interleave(
-    contenders: Sequence[Contender], repeats: int, clock: Clock
+    contenders: Sequence[Contender], repeats: int, clock: Clock, sampler: Sampler | None = None
 ) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
     """Times the contenders in turns; each round starts with another one.
 
     Returns:
         For each contender float64 ``[repeats]``, milliseconds per call.
     """
+    take = sampler or (lambda contender: _sample(contender, clock))
     times = [np.zeros(repeats) for _ in contenders]
     collecting = gc.isenabled()
     gc.collect()
@@ -145,7 +154,7 @@ def interleave(
         for turn in range(repeats):
             for step in range(len(contenders)):
                 index = (turn + step) % len(contenders)
-                times[index][turn] = _sample(contenders[index], clock)
+                times[index][turn] = take(contenders[index])
     finally:
         if collecting:
             gc.enable()
@@ -210,7 +219,7 @@ def _row(
         shape=case.shape,
         dtype=case.dtype,
         provider=contender.provider,
-        unit="ms",
+        unit=case.unit,
         median=median,
         q20=q20,
         q80=q80,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kvcompress.commands.bench import bench
 from kvcompress.commands.demo import demo
 from kvcompress.commands.failures import OneLineErrors
 from kvcompress.commands.generate import generate
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(policies)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

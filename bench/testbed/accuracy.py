@@ -1,6 +1,5 @@
 """Exact-match accuracy of a model with its full cache."""
 
-from math import sqrt
 from typing import Any, cast
 
 import torch
@@ -9,38 +8,6 @@ from transformers import LlamaForCausalLM
 
 from kvcompress.bench.testbed.tasks import Example, get_task, is_correct, make_example
 from kvcompress.bench.testbed.vocabulary import PAD_ID
-
-_Z_95 = 1.959963984540054
-
-
-def wilson_interval(correct: int, samples: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion.
-
-    Args:
-        correct: successes, in [0, samples].
-        samples: trials, at least 1.
-
-    Returns:
-        Lower and upper bound, in [0, 1].
-
-    Raises:
-        ValueError: if the counts are out of range.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
-        Journal of the American Statistical Association 22 (1927).
-    """
-    if samples < 1 or not 0 <= correct <= samples:
-        raise ValueError(
-            "correct must be in [0, samples] and samples at least 1, "
-            f"got correct={correct} and samples={samples}; count them anew"
-        )
-    share, z2 = correct / samples, _Z_95 * _Z_95
-    center = (share + z2 / (2 * samples)) / (1 + z2 / samples)
-    half = _Z_95 * sqrt(share * (1 - share) / samples + z2 / (4 * samples * samples)) / (1 + z2 / samples)
-    # The bounds at 0 and all are exact; rounding must not move them past the proportion.
-    low = 0.0 if correct == 0 else center - half
-    high = 1.0 if correct == samples else center + half
-    return low, high
 
 
 def _teacher_forced(model: LlamaForCausalLM, prompts: Tensor, examples: list[Example]) -> list[bool]:

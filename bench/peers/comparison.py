@@ -1,0 +1,235 @@
+"""Compares two sides: answers at equal tokens kept, the tokens kept themselves, and times taken in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from kvcompress.bench.intervals import wilson_interval
+from kvcompress.bench.peers.answering import Answer, Kept, Request
+from kvcompress.bench.peers.methods import Method, Size
+from kvcompress.bench.testbed.tasks import Example, is_correct, make_example
+
+Row = dict[str, Any]
+Times = dict[tuple[str, str, str], list[float]]  # milliseconds of each round by method, side and phase
+OURS, THEIRS = "kvcompress", "kvpress"
+PHASES = ("prefill", "decode_step")
+
+
+class Asked(Protocol):
+    """What a comparison needs of a side; :class:`~kvcompress.bench.peers.side_process.SideProcess` is one."""
+
+    def send(self, request: Request) -> None:
+        """Hands a request over."""
+
+    def receive(self) -> Answer:
+        """Waits for the answer to the oldest request."""
+
+    def ask(self, request: Request) -> Answer:
+        """Both."""
+
+
+def requests_of(
+    method: Method | None, size: Size, prompts: list[list[int]], new_tokens: int, *, wants_kept: bool = False
+) -> dict[str, Request]:
+    """The same request for each side that has the method; a method of None is the full cache."""
+    setups: dict[str, Any] = {OURS: None, THEIRS: None}
+    if method is not None:
+        setups = {OURS: method.ours(size)}
+        if method.theirs is not None:
+            setups[THEIRS] = method.theirs(size)
+    return {
+        side: Request(prompts=prompts, new_tokens=new_tokens, setup=setup, wants_kept=wants_kept)
+        for side, setup in setups.items()
+    }
+
+
+def accuracy(
+    sides: Mapping[str, Asked],
+    methods: Mapping[str, Method],
+    *,
+    tasks: Sequence[str],
+    length: int,
+    kept: Sequence[int],
+    samples: int,
+    batch: int = 10,
+) -> Iterator[Row]:
+    """Answers the same prompts on both sides, full cache first.
+
+    Args:
+        sides: by name; both work at the same time, since nothing is timed.
+        methods: what is compared.
+        tasks: tasks of the testbed.
+        length: tokens of each prompt.
+        kept: tokens kept per layer and head on average.
+        samples: prompts of each task.
+        batch: prompts at a time; the tokens kept are compared for the first batch of each cell.
+
+    Yields:
+        A row per task, size and method; the full cache's has ``kept`` = ``length``.
+    """
+    cells: list[tuple[str, int, Method | None]] = [("full", length, None)]
+    cells += [(name, size, method) for size in kept for name, method in methods.items()]
+    for task in tasks:
+        examples = [make_example(task, length, index=index) for index in range(samples)]
+        for name, size, method in cells:
+            yield _cell(sides, task, examples, name, size, method, batch)
+
+
+def _cell(
+    sides: Mapping[str, Asked],
+    task: str,
+    examples: list[Example],
+    name: str,
+    kept: int,
+    method: Method | None,
+    batch: int,
+) -> Row:
+    tokens = examples[0].length
+    size = Size(tokens=tokens, kept=min(kept, tokens - 1))
+    found: dict[str, list[Answer]] = {}
+    wants_kept = method is not None and method.theirs is not None and not method.draws
+    for start in range(0, len(examples), batch):
+        part = [example.prompt_ids for example in examples[start : start + batch]]
+        asks_kept = wants_kept and start == 0
+        asked = requests_of(method, size, part, len(examples[0].answer_ids), wants_kept=asks_kept)
+        for side, request in asked.items():
+            sides[side].send(request)
+        for side in asked:
+            found.setdefault(side, []).append(sides[side].receive())
+    row: Row = {"case": "accuracy", "task": task, "tokens": tokens, "kept": kept, "method": name}
+    row |= {side: _score(examples, answers) for side, answers in found.items()}
+    if THEIRS in found:
+        pairs = zip(_ids(found[OURS]), _ids(found[THEIRS]), strict=True)
+        row["same_answers"] = sum(ours == theirs for ours, theirs in pairs)
+    if wants_kept:
+        row["kept_sets"] = compare_kept([(found[OURS][0], found[THEIRS][0])], tokens)
+    return row
+
+
+def _score(examples: list[Example], answers: list[Answer]) -> Row:
+    right = [is_correct(example, ids) for example, ids in zip(examples, _ids(answers), strict=True)]
+    low, high = wilson_interval(sum(right), len(right))
+    return {
+        "samples": len(right),
+        "correct": sum(right),
+        "exact_match": sum(right) / len(right),
+        "interval_95": [round(low, 4), round(high, 4)],
+        "num_bytes": round(sum(answer.num_bytes for answer in answers) / len(right)),
+        "final_bytes": round(sum(answer.final_bytes for answer in answers) / len(right)),
+    }
+
+
+def _ids(answers: list[Answer]) -> list[list[int]]:
+    return [ids for answer in answers for ids in answer.ids]
+
+
+def compare_kept(pairs: Iterable[tuple[Answer, Answer]], tokens: int) -> Row:
+    """Compares kept sets, one per prompt, layer and head.
+
+    Args:
+        pairs: answers of both sides to the same batches, ours first.
+        tokens: tokens of each prompt.
+
+    Returns:
+        ``rows`` compared; how many are ``equal``; how many are ``explained``: equal, or different only by tokens whose
+        score is that at the cut, and by the last token, which ours never evict; and ``shared``, the part of our tokens
+        that theirs keep too.
+    """
+    rows = equal = explained = shared = total = 0
+    for ours, theirs in pairs:
+        sets = (_sets(found) for found in (ours.kept, theirs.kept, ours.tied))
+        for own, other, tied in zip(*sets, strict=True):
+            rows += 1
+            equal += own == other
+            explained += _is_explained(own, other, tied, tokens - 1)
+            shared += len(own & other)
+            total += len(own)
+    return {"rows": rows, "equal": equal, "explained": explained, "shared": shared / total if total else None}
+
+
+def _is_explained(own: set[int], other: set[int], tied: set[int], last: int) -> bool:
+    """Whether two kept sets differ only by what has the score at the cut, and by the last token."""
+    gained, lost = own - other, other - own
+    in_its_place = 1 if last in gained else 0  # the token that had to go for the last one is below the cut
+    return gained - {last} <= tied and len(lost - tied) <= in_its_place and len(own) == len(other)
+
+
+def _sets(kept: Kept | None) -> Iterator[set[int]]:
+    for layer in kept or []:
+        for sample in layer:
+            yield from (set(head) for head in sample)
+
+
+def speed(
+    sides: Mapping[str, Asked],
+    methods: Mapping[str, Method],
+    *,
+    task: str,
+    length: int,
+    kept: int,
+    new_tokens: int,
+    rounds: int,
+) -> list[Row]:
+    """Times prefill and decoding of one prompt: each side waits while the other works, in turns that rotate.
+
+    Args:
+        sides: by name.
+        methods: what is timed; those that one side alone has are left out. The full cache of both is timed too.
+        task: task of the testbed that gives the prompt.
+        length: its tokens.
+        kept: tokens kept per layer and head on average.
+        new_tokens: tokens generated, at least 2.
+        rounds: how often, at least 1; a round before them warms everything up.
+
+    Returns:
+        Two rows per method, prefill and decode step: milliseconds of both sides, ours divided by theirs, and each
+        divided by its own full cache of the same round.
+
+    Raises:
+        ValueError: no rounds, or too few tokens.
+    """
+    if rounds < 1 or new_tokens < 2:
+        raise ValueError(f"rounds must be at least 1 and new_tokens at least 2, got {rounds} and {new_tokens}")
+    size = Size(tokens=length, kept=kept)
+    prompt = make_example(task, length).prompt_ids
+    both = {"full": None, **{name: method for name, method in methods.items() if method.theirs is not None}}
+    asked = [
+        (name, side, request)
+        for name, method in both.items()
+        for side, request in requests_of(method, size, [prompt], new_tokens).items()
+    ]
+    times = _take_turns(sides, asked, rounds)
+    shape = f"{length} tokens, {kept} kept, {new_tokens} new"
+    return [_speed_row(times, name, phase, shape) for name in both for phase in PHASES]
+
+
+def _take_turns(sides: Mapping[str, Asked], asked: list[tuple[str, str, Request]], rounds: int) -> Times:
+    """Asks one after the other; each round begins with another one, and the first, which warms up, is not counted."""
+    times: Times = {(name, side, phase): [] for name, side, _ in asked for phase in PHASES}
+    for turn in range(rounds + 1):
+        for step in range(len(asked)):
+            name, side, request = asked[(turn + step) % len(asked)]
+            answer = sides[side].ask(request)
+            if turn:
+                per_step = answer.decode_seconds / (request.new_tokens - 1)
+                for phase, seconds in zip(PHASES, (answer.prefill_seconds, per_step), strict=True):
+                    times[name, side, phase].append(1e3 * seconds)
+    return times
+
+
+def _speed_row(times: Times, name: str, phase: str, shape: str) -> Row:
+    ours, theirs = (np.array(times[name, side, phase]) for side in (OURS, THEIRS))
+    row: Row = {"case": "speed", "phase": phase, "method": name, "shape": shape, "unit": "ms", "repeats": len(ours)}
+    row |= {OURS: _quantiles(ours), THEIRS: _quantiles(theirs), "ratio": _quantiles(ours / theirs)}
+    if name != "full":
+        for side, own in ((OURS, ours), (THEIRS, theirs)):
+            row[f"{side}_to_full"] = _quantiles(own / np.array(times["full", side, phase]))
+    return row
+
+
+def _quantiles(values: Any) -> dict[str, float]:
+    q20, median, q80 = (float(value) for value in np.quantile(values, (0.2, 0.5, 0.8)))
+    return {"median": median, "q20": q20, "q80": q80}
