@@ -38,6 +38,12 @@ NEED_GPU = @$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_availabl
   "make $@: there is no CUDA device here (torch.cuda.is_available() is False)")'
 GPU_TESTS = $(shell grep -rlE --include='test_*.py' 'mark\.gpu' tests)
 
+# Tests of the engine that also run on the interpreted kernels, which takes each a hundred times as long: models with
+# softcap, sinks, sliding windows; rows of different length; several blocks, padding, resets, copies, the cascade.
+ON_KERNELS = not compile and not capture and not graph and not short_prompts and not batch_operations and \
+  ((gemma3 and cake-ema) or (mistral-sliding and adakv) or (llama and h2o) or \
+  (row_of_a_padded and (gpt-oss-cake-small or gemma2-cake-small)))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-compat test-gpu fmt lint types aot bench bench-gpu build clean
@@ -48,13 +54,16 @@ help:  ## list the targets
 demo: $(READY)  ## run the whole engine on the bundled model, on whatever this machine has
 	$(KVCOMPRESS) demo $(ARGS)
 
-# The interpreter of Triton has to be chosen before Triton is imported, hence two processes. The main suite comes
-# last, so that its summary closes the output; both always run, and either one failing fails the target.
+# The interpreter of Triton has to be chosen before Triton is imported, hence separate processes. The main suite comes
+# last, so that its summary closes the output; all of them run, and any one failing fails the target.
 test: $(READY)  ## run all the tests; those marked gpu run where there is a CUDA device
 	@status=0; \
+	noted() { "$$@" || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; }; \
 	echo "== tests of the kernels in Triton's interpreter (CPU)"; \
-	TRITON_INTERPRET=1 $(PYTEST) -m "interpret and not gpu" -q $(PARALLEL) $(ARGS) || status=$$?; \
-	if [ $$status -eq 5 ]; then echo "no tests are marked interpret: nothing was run here"; status=0; fi; \
+	noted env TRITON_INTERPRET=1 $(PYTEST) -m "interpret and not gpu" -q $(PARALLEL) $(ARGS); \
+	echo "== tests of the engine on those kernels"; \
+	noted env TRITON_INTERPRET=1 KVCOMPRESS_BACKEND=triton $(PYTEST) tests/kvcompress/engine -q $(PARALLEL) $(ARGS) \
+	  -m "not gpu" -k "$(ON_KERNELS)"; \
 	echo "== main suite"; \
 	$(PYTEST) -m "not interpret" $(PARALLEL) $(ARGS) || exit $$?; \
 	if [ $$status -ne 0 ]; then echo "the interpreted kernel tests above failed (pytest exit $$status)"; fi; \

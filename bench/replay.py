@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from kvcompress import CompressedCache, Full, Observer, Policy, PrefillEvent
 from kvcompress.bench.one_layer import LayerDriver
 
-_QUERIES = 64  # last queries that are kept: no window is longer
+_QUERIES = 64  # last queries that are kept unless more are wanted: no window is longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,25 +34,27 @@ class Prefill:
 
 
 class _Recorder(Observer):
-    """Keeps the blocks that it hears of."""
+    """Keeps the blocks that it hears of, with their last queries."""
 
-    def __init__(self) -> None:
+    def __init__(self, queries: int) -> None:
+        self.queries = queries
         self.blocks: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def on_prefill(self, event: PrefillEvent) -> None:
         """Keeps a layer's block."""
-        self.blocks.append((event.query[:, :, -_QUERIES:].clone(), event.keys, event.values))
+        self.blocks.append((event.query[:, :, -self.queries :].clone(), event.keys, event.values))
 
 
 @torch.inference_mode()
-def record_prefill(model: PreTrainedModel, prompts: torch.Tensor) -> Prefill:
+def record_prefill(model: PreTrainedModel, prompts: torch.Tensor, *, all_queries: bool = False) -> Prefill:
     """Runs prompts through the model once.
 
     Args:
         model: the model; every layer of it must be compressed.
         prompts: int64 ``[batch, tokens]``, no padding.
+        all_queries: keep every query, for policies that look at more than a window (H2O, ExpectedAttention).
     """
-    recorder = _Recorder()
+    recorder = _Recorder(prompts.shape[1] if all_queries else _QUERIES)
     cache = CompressedCache(model, Full())
     cache.add_observer(recorder)
     output = model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -67,14 +69,15 @@ def replay(model: PreTrainedModel, prefill: Prefill, policy: Policy) -> Compress
     Args:
         model: the model that was recorded.
         prefill: the record.
-        policy: its window must not be longer than 64 tokens.
+        policy: its window must not be longer than the queries recorded.
 
     Raises:
         ValueError: the window is longer than what was recorded.
     """
-    if policy.window_size > _QUERIES:
+    recorded, tokens = prefill.blocks[0][0].shape[2], prefill.blocks[0][1].shape[2]
+    if min(policy.window_size, tokens) > recorded:
         raise ValueError(
-            f"window_size must be at most {_QUERIES}, the queries recorded, got {policy.window_size}; make it smaller"
+            f"window_size must be at most {recorded}, the queries recorded, got {policy.window_size}; make it smaller"
         )
     driver = LayerDriver(model, policy)
     for layer_idx, (query, key, value) in enumerate(prefill.blocks):

@@ -11,11 +11,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
+from kvcompress.bench.comparison_tables import (
+    peers_accuracy,
+    peers_speed,
+    policy_judgement,
+    policy_judgement_gains,
+    policy_judgement_losses,
+    policy_search,
+    throughput,
+)
 from kvcompress.bench.results_file import PROJECT, RESULTS, replace_text
+from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
 from kvcompress.bench.testbed.location import EVALUATION_FILE
 
 _MARKED = re.compile(
@@ -23,25 +33,6 @@ _MARKED = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _OPENED = re.compile(r"^<!-- table:([a-z0-9_]+) -->$", re.MULTILINE)
-
-Run = Mapping[str, Any]
-
-
-def markdown(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
-    """A Markdown table; the first ``texts`` columns to the left, the others to the right."""
-    align = ["---"] * texts + ["---:"] * (len(header) - texts)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [header, align, *rows])
-
-
-def origin(run: Run) -> str:
-    """One line on where a run was made."""
-    parts = [run.get("time_utc", "")[:10], str(run.get("cpu") or run.get("device", ""))]
-    if run.get("commit"):
-        parts.insert(0, f"commit {run['commit'][:7]}{' with changes' if run.get('dirty') else ''}")
-    if "clock" in run:
-        parts.append(f"{run['clock']}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}")
-    parts += [f"torch {run.get('torch')}", f"transformers {run.get('transformers')}"]
-    return f"\nMeasured: {', '.join(parts)}.\n"
 
 
 def engine_speed(run: Run) -> str:
@@ -54,9 +45,9 @@ def engine_speed(run: Run) -> str:
                 case["case"],
                 case["shape"],
                 case["provider"],
-                f"{_figure(case['median'])} [{_figure(case['q20'])}, {_figure(case['q80'])}]",
-                "1" if case["provider"] == case["ratio_to"] else _figure(case["ratio"]),
-                "" if peak is None else _figure(peak / 2**20),
+                f"{figure(case['median'])} [{figure(case['q20'])}, {figure(case['q80'])}]",
+                "1" if case["provider"] == case["ratio_to"] else figure(case["ratio"]),
+                "" if peak is None else figure(peak / 2**20),
             ]
         )
     header = ["case", "shape", "provider", "ms, median [20 %, 80 %]", "times the yardstick", "peak MiB"]
@@ -72,7 +63,7 @@ def decode_rules(run: Run) -> str:
             [
                 f"{cell['task']}, {cell['cache_size']}",
                 f"`{cell['rule']}`",
-                _percent(cell["accuracy"], cell["interval_95"]),
+                percent(cell["accuracy"], cell["interval_95"]),
                 f"{100 * cell['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
                 f"{cell['bytes_per_document'] / 1024:.0f}",
             ]
@@ -90,53 +81,11 @@ def policies_small_budgets(run: Run) -> str:
     for size, policy in kinds:
         found = [cells[policy, size, task] for task in tasks]
         held = f"{found[0]['num_bytes'] / 1024:.0f}"
-        right = [_percent(cell["exact_match"], cell["interval_95"]) for cell in found]
+        right = [percent(cell["exact_match"], cell["interval_95"]) for cell in found]
         rows.append([f"`{policy}`, {size or 'all'}", held, *right])
     samples = run["cases"][0]["samples"]
     note = f"\nExact match in % [95 %] of {samples} samples each, {run['cases'][0]['length']} tokens.\n"
     return markdown(["policy, cache size", "KiB", *tasks], rows) + note + origin(run)
-
-
-def policy_search(run: Run) -> str:
-    """The best places of each stage of the search."""
-    axes = [name for name in run["cases"][0] if name not in ("stage", "places", "samples", "rank", "of_full")]
-    rows = [
-        [
-            f"{case['stage']}: {case['places']} places, {case['samples']} samples",
-            f"{100 * case['of_full']:.1f}",
-            *(str(case[axis]) for axis in axes),
-        ]
-        for case in run["cases"]
-        if case["rank"] <= 3
-    ]
-    return markdown(["stage", "% of full", *(f"`{axis}`" for axis in axes)], rows, texts=1) + origin(run)
-
-
-def policy_judgement(run: Run) -> str:
-    """Each policy's score relative to the full cache's, by mode and budget."""
-    note = "\nScore in % of the full cache's [95 %]; tasks and samples: below the next table.\n"
-    return _by_budget(run, "of_full", _percent) + note
-
-
-def policy_judgement_gains(run: Run) -> str:
-    """What kvc gains on each policy, by mode and budget."""
-    counts = next(row["samples"] for row in run["cases"] if row["kind"] == "mean")
-    cells = "; ".join(f"`{cell}` ({count})" for cell, count in zip(run["cells"], counts, strict=True))
-    note = f"\nPoints [95 %]. Tasks, tokens and samples, the same for all policies: {cells}; cells weigh the same.\n"
-    return _by_budget(run, "kvc_gains", _points) + note + origin(run)
-
-
-def _by_budget(run: Run, name: str, form: Callable[[float, list[float]], str]) -> str:
-    """A row per policy, a column per mode and budget."""
-    means = [row for row in run["cases"] if row["kind"] == "mean"]
-    columns = list(dict.fromkeys((row["mode"], row["keep"]) for row in means))
-    found = {(row["policy"], row["mode"], row["keep"]): row for row in means}
-    rows = []
-    for policy in dict.fromkeys(row["policy"] for row in means):
-        mine = [found[policy, mode, keep] for mode, keep in columns]
-        rows.append([policy, *(form(row[name], row[f"{name}_interval_95"]) for row in mine)])
-    names = [f"{mode.removeprefix('query_')}, {100 * keep:g} %" for mode, keep in columns]
-    return markdown(["policy", *names], rows)
 
 
 def testbed(run: Run) -> str:
@@ -144,103 +93,10 @@ def testbed(run: Run) -> str:
     lengths = sorted({cell["length"] for cell in run["cells"]})
     cells = {(cell["task"], cell["length"]): cell for cell in run["cells"]}
     rows = [
-        [task, *(_percent(cells[task, n]["exact_match"], cells[task, n]["interval_95"]) for n in lengths)]
+        [task, *(percent(cells[task, n]["exact_match"], cells[task, n]["interval_95"]) for n in lengths)]
         for task in dict.fromkeys(cell["task"] for cell in run["cells"])
     ]
     return markdown(["task", *map(str, lengths)], rows) + origin(run)
-
-
-def peers_accuracy(run: Run) -> str:
-    """Exact match on both sides, a row per task and method, with how many kept sets agree."""
-    rows = []
-    for case in (case for case in run["cases"] if case["case"] == "accuracy"):
-        sets = case.get("kept_sets")
-        rows.append(
-            [
-                f"{case['task']}, {case['kept']} of {case['tokens']}",
-                f"`{case['method']}`",
-                *_peer_side(case.get("kvcompress")),
-                *_peer_side(case.get("kvpress")),
-                f"{case['same_answers']}" if "same_answers" in case else "",
-                f"{sets['equal']}, {sets['explained']} of {sets['rows']}" if sets else "",
-            ]
-        )
-    samples = next(case["kvcompress"]["samples"] for case in run["cases"] if case["case"] == "accuracy")
-    peer = run["peer"]
-    header = ["task, kept", "method", "ours, % [95 %]", "KiB", "kvpress, % [95 %]", "KiB", "same answers", "kept sets"]
-    note = (
-        f"\n{samples} prompts per task. Kept sets: equal, and equal but for ties and the last token, of all compared. "
-        f"kvpress {peer['kvpress']} with transformers {peer['transformers']}.\n"
-    )
-    return markdown(header, rows, texts=2) + note + origin(run)
-
-
-def _peer_side(side: Run | None) -> list[str]:
-    if side is None:
-        return ["", ""]
-    return [_percent(side["exact_match"], side["interval_95"]), f"{side['num_bytes'] / 1024:.0f}"]
-
-
-def peers_speed(run: Run) -> str:
-    """Times of both sides, ours divided by theirs, and each divided by its own full cache."""
-    rows = []
-    for case in (case for case in run["cases"] if case["case"] == "speed"):
-        to_full = [case.get(f"{side}_to_full") for side in ("kvcompress", "kvpress")]
-        rows.append(
-            [
-                case["phase"],
-                f"`{case['method']}`",
-                *(_figure(case[side]["median"]) for side in ("kvcompress", "kvpress")),
-                _spread(case["ratio"]),
-                *("" if ratio is None else _figure(ratio["median"]) for ratio in to_full),
-            ]
-        )
-    header = [
-        "phase",
-        "method",
-        "ours, ms",
-        "kvpress, ms",
-        "ours / kvpress [20 %, 80 %]",
-        "ours / full",
-        "kvpress / full",
-    ]
-    shape = next((case["shape"] for case in run["cases"] if case["case"] == "speed"), "")
-    return markdown(header, rows, texts=2) + f"\n{shape}; ratios are medians over rounds.\n" + origin(run)
-
-
-def throughput(run: Run) -> str:
-    """A row per cell and contender: times, ratios to the full cache, tokens per second and bytes."""
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    for case in run["cases"]:
-        cells.setdefault((case["shape"], case["provider"]), {})[case["case"]] = case
-    rows = []
-    for (shape, provider), found in cells.items():
-        if "generate" in found:
-            rows.append([shape, f"`{provider}`", found["generate"]["reason"], "", "", "", "", ""])
-            continue
-        prefill, first, step = (found[name] for name in ("prefill", "time_to_first_token", "decode_step"))
-        rows.append(
-            [
-                shape,
-                f"`{provider}`",
-                _to_full(prefill),
-                _figure(first["median"]),
-                _to_full(step),
-                _figure(step["tokens_per_second"]),
-                *(f"{step[name] / 2**20:.1f}" for name in ("held_bytes", "peak_memory_bytes")),
-            ]
-        )
-    times = ["prefill, ms (of full)", "first token, ms", "step, ms (of full)", "tokens/s"]
-    return markdown(["cell", "cache", *times, "held MiB", "peak MiB"], rows, texts=2) + origin(run)
-
-
-def _to_full(case: Run) -> str:
-    ratio = f" ({_figure(case['ratio'])})" if "ratio" in case else ""
-    return f"{_figure(case['median'])}{ratio}"
-
-
-def _spread(values: Run) -> str:
-    return f"{_figure(values['median'])} [{_figure(values['q20'])}, {_figure(values['q80'])}]"
 
 
 # name: (file, how it becomes a table)
@@ -252,6 +108,7 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
         "policy_search": (RESULTS / "policy_search.json", policy_search),
         "policy_judgement": (RESULTS / "policy_judgement.json", policy_judgement),
         "policy_judgement_gains": (RESULTS / "policy_judgement.json", policy_judgement_gains),
+        "policy_judgement_losses": (RESULTS / "policy_judgement.json", policy_judgement_losses),
         "testbed": (EVALUATION_FILE, testbed),
         "peers_accuracy": (RESULTS / "peers_kvpress.json", peers_accuracy),
         "peers_speed": (RESULTS / "peers_kvpress.json", peers_speed),
@@ -302,19 +159,6 @@ def documents(root: Path = PROJECT) -> Iterator[Path]:
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if path.is_file() and _OPENED.search(path.read_text(encoding="utf-8")):
             yield path
-
-
-def _figure(value: float) -> str:
-    """Three digits, never with an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _percent(share: float, interval: list[float]) -> str:
-    return f"{100 * share:.0f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
-
-
-def _points(gain: float, interval: list[float]) -> str:
-    return f"{100 * gain:+.0f} [{100 * interval[0]:+.0f}, {100 * interval[1]:+.0f}]"
 
 
 def main(

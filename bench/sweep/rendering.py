@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from kvcompress.bench.tables import markdown
+from kvcompress.bench.table_format import markdown
 
 Mark = Literal["", "best", "level"]
 

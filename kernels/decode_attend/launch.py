@@ -35,6 +35,15 @@ def decode_tile(arch: str, dtype: torch.dtype, head_dim: int, value_dim: int, gr
     return tile("decode_attend", architecture=arch, dtype=dtype, head_dim=max(head_dim, value_dim), group=group)
 
 
+def attend_stages(cut: Tile, dtype: torch.dtype, one_launch: bool) -> int:
+    """Depth of the attending kernel's pipeline.
+
+    In 16 bits the larger kernel of the one-launch variant has none: with one, the assembler of some version of Triton
+    (3.6 to 3.9) keeps part of its state on the stack. In float32 it is the other way round.
+    """
+    return 1 if one_launch and dtype.itemsize == 2 else cut.stages
+
+
 def row_constants(value_dim: int, group: int) -> dict[str, Any]:
     """Compile-time arguments of both kernels."""
     return {
@@ -132,11 +141,12 @@ def launch_decode_attend(
         "sinks_ptr": spec.sinks,
         **finish_constants(value_dim, group, eviction.order, cut.warps),
     }
+    stages = attend_stages(cut, query.dtype, one_launch)
     last = {**finish, "arrivals_ptr": arrivals} if one_launch else WITHOUT_FINISH
     with torch.cuda.device_of(query):
         grid = (rows, splits, triton.cdiv(group, cut.heads))
         kernel._attend_slots_kernel[grid](
-            **step, **attend, **last, num_warps=cut.warps, num_stages=cut.stages, **COMPILE_OPTIONS
+            **step, **attend, **last, num_warps=cut.warps, num_stages=stages, **COMPILE_OPTIONS
         )
         if not one_launch:
             _finish(step, finish, rows, triton.cdiv(longest, CHUNK), cut.warps)

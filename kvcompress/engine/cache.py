@@ -89,6 +89,10 @@ class CompressedCache(Cache):
             head_dim=largest_head_dim(text_config(model)),
             window=policy.window_size,
         )
+        if one_launch and self.backend == "torch":
+            raise ValueError(
+                "one_launch=True is a variant of the Triton kernels, and this cache runs torch. Leave it out."
+            )
         self.decode_attend = operation("decode_attend", self.backend)  # looked up here, since torch.compile cannot
         attach(model)
         if cuda_graph:

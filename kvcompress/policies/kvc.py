@@ -79,6 +79,9 @@ def standardised(term: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
 class KVC(RuledPolicy):
     """Window attention plus key novelty plus value norms, standardised; layers and heads compete for one budget.
 
+    How it was found, what it gains and where it falls short: docs/policies.md. The window should be no longer than what
+    the prompt ends with as its question.
+
     Args:
         novelty: weight of the key's difference beside the attention's, which is 1, >= 0.
         value: weight of the value's norm, >= 0.

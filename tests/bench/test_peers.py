@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kvcompress import make_policy
+from kvcompress.bench.comparison_tables import peers_accuracy, peers_speed
 from kvcompress.bench.peers import kvpress, peer_environment
 from kvcompress.bench.peers.answering import Answer, Kept, Request, answer
 from kvcompress.bench.peers.comparison import OURS, THEIRS, accuracy, compare_kept, requests_of, speed
@@ -22,7 +23,6 @@ from kvcompress.bench.peers.methods import METHODS, WINDOW, Size, chosen_methods
 from kvcompress.bench.peers.our_side import OurSide, tied
 from kvcompress.bench.peers.peer_environment import FOLDER, PACKAGE, peer_python, peer_variables
 from kvcompress.bench.peers.side_process import SideError, SideProcess, start_kvpress, start_ours
-from kvcompress.bench.tables import peers_accuracy, peers_speed
 from kvcompress.bench.testbed.location import MODEL_DIR
 from kvcompress.bench.testbed.tasks import make_example
 

@@ -15,8 +15,8 @@ import kvcompress.bench.named_shapes as named_shapes
 import kvcompress.bench.throughput as throughput
 from kvcompress.bench import measure as measuring
 from kvcompress.bench.compare_runs import read_run
+from kvcompress.bench.comparison_tables import throughput as throughput_table
 from kvcompress.bench.named_shapes import SHAPES, free_bytes, random_model, shape_config
-from kvcompress.bench.tables import throughput as throughput_table
 from kvcompress.bench.throughput import Plan, describe, full_cache_bytes, is_out_of_memory, measure_throughput
 from kvcompress.bench.timed_generation import Generation
 from kvcompress.cli import app

@@ -67,6 +67,11 @@ WRONG_CACHES: dict[str, tuple[Callable[[PreTrainedModel], Any], type[Exception],
     "policy-name": (lambda model: CompressedCache(model, "cake"), TypeError, "make_policy"),
     "cascade-every": (lambda model: CompressedCache(model, Full(), cascade_every=0), ValueError, "cascade_every"),
     "backend": (lambda model: CompressedCache(model, Full(), backend="cuda"), ValueError, "backend"),
+    "one-launch": (
+        lambda model: CompressedCache(model, Full(), one_launch=True),
+        ValueError,
+        "one_launch=True is a variant",
+    ),
     "static-growing": (lambda model: CompressedCache(model, Full(), static=True), ValueError, "decode"),
     "static-reference": (
         lambda model: CompressedCache(model, CakeReference(**SMALL), static=True),
