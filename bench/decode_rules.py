@@ -27,7 +27,7 @@ import torch
 import typer
 
 from kvcompress import Cake
-from kvcompress.bench.intervals import bootstrap_interval, wilson_interval
+from kvcompress.analysis.intervals import bootstrap_interval, wilson_interval
 from kvcompress.bench.replay import next_logits, record_prefill, replay
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
 from kvcompress.bench.testbed.documents import Document, Question, needles, pairs, variables

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.bench.fidelity import Interval, window_interval
-from kvcompress.bench.teacher_forcing import Forced, force
+from kvcompress.analysis.fidelity.fidelity import Interval, window_interval
+from kvcompress.analysis.fidelity.teacher_forcing import Forced, force
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def language_modelling(
     chunk: int = 1,
     batch_size: int = 8,
 ) -> LanguageModelling:
-    """Measures perplexity on windows of text (:func:`~kvcompress.bench.teacher_forcing.text_windows`).
+    """Measures perplexity on windows of text (:func:`~kvcompress.analysis.fidelity.teacher_forcing.text_windows`).
 
     Args:
         model: a decoder, in evaluation mode.

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from kvcompress import Cake, CompressedCache, Full, Policy, Random, SnapKV, StreamingLLM
-from kvcompress.bench.intervals import wilson_interval
+from kvcompress.analysis.intervals import wilson_interval
 from kvcompress.bench.replay import next_logits, record_prefill, replay
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
 from kvcompress.bench.testbed.location import MODEL_DIR, load_testbed

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvcompress import CompressedCache, detach, make_policy
-from kvcompress.bench.conversation import wait_for
+from kvcompress.analysis.fidelity.conversation import wait_for
 from kvcompress.bench.measure import Clock, Contender, interleave
 from kvcompress.bench.named_shapes import free_bytes
 from kvcompress.bench.peak_memory import peak_memory

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kvcompress.bench.intervals import wilson_interval
+from kvcompress.analysis.intervals import wilson_interval
 from kvcompress.bench.peers.answering import Answer, Kept, Request
 from kvcompress.bench.peers.methods import Method, Size
 from kvcompress.bench.testbed.tasks import Example, is_correct, make_example

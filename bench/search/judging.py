@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from kvcompress import make_policy
-from kvcompress.bench.intervals import bootstrap_interval, score_interval
+from kvcompress.analysis.intervals import bootstrap_interval, score_interval
 from kvcompress.bench.search.trials import FULL, MakePolicy, Part, Trial
 from kvcompress.bench.sweep.estimates import Estimate, estimate, mean_of
 from kvcompress.bench.tasks.sample import MODES

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress import Full, Policy
-from kvcompress.bench.conversation import Conversation
+from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.bench.replay import Prefill, record_prefill, replay
 from kvcompress.bench.tasks.sample import QUERY_AWARE, Sample
 from kvcompress.engine.score import LayerScores, NewToken, ScoreInputs

@@ -1,7 +1,7 @@
 """How close a cache's predictions are to the full cache's, along the full cache's own answers to a task.
 
-:mod:`kvcompress.bench.fidelity` asks the same of any text. Here the prompts are the samples of a cell, in its mode:
-what the model is about to say, under the question that it was asked. Of a query-aware prompt the first prediction is
+:mod:`kvcompress.analysis.fidelity.fidelity` asks the same of any text. Here the prompts are the samples of a cell, in
+its mode: what the model is about to say, under the question that it was asked. Of a query-aware prompt the first prediction is
 left out, since prefill attends to everything whatever the cache keeps.
 """
 
@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.bench.conversation import Conversation
-from kvcompress.bench.intervals import bootstrap_interval
+from kvcompress.analysis.fidelity.conversation import Conversation
+from kvcompress.analysis.intervals import bootstrap_interval
 from kvcompress.bench.sweep.row import Interval
 from kvcompress.bench.tasks.sample import QUERY_AWARE, Sample
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from kvcompress.bench.intervals import bootstrap_interval
+from kvcompress.analysis.intervals import bootstrap_interval
 from kvcompress.bench.sweep.row import Interval, Row
 
 

@@ -11,8 +11,8 @@ from typing import Final
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.bench.conversation import Conversation, wait_for
-from kvcompress.bench.intervals import bootstrap_interval
+from kvcompress.analysis.fidelity.conversation import Conversation, wait_for
+from kvcompress.analysis.intervals import bootstrap_interval
 from kvcompress.bench.peak_memory import peak_memory
 from kvcompress.bench.sweep.row import Interval
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.bench.intervals import score_interval
+from kvcompress.analysis.intervals import score_interval
 from kvcompress.bench.results_file import environment
 from kvcompress.bench.sweep.closeness import FullAnswers, closeness, full_answers
 from kvcompress.bench.sweep.grid import make_cache, samples_of

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.bench.conversation import Conversation, wait_for
+from kvcompress.analysis.fidelity.conversation import Conversation, wait_for
 from kvcompress.bench.tasks.sample import MODES, QUERY_AWARE, Sample
 
 

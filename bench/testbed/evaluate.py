@@ -15,7 +15,7 @@ import torch
 import transformers
 import typer
 
-from kvcompress.bench.intervals import wilson_interval
+from kvcompress.analysis.intervals import wilson_interval
 from kvcompress.bench.testbed.accuracy import count_correct
 from kvcompress.bench.testbed.location import EVALUATION_FILE, MODEL_DIR, load_testbed
 from kvcompress.bench.testbed.tasks import MAX_LENGTH, MIN_LENGTH, TASKS

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from kvcompress.bench.intervals import score_interval
+from kvcompress.analysis.intervals import score_interval
 from kvcompress.bench.sweep.row import Cell, Row
 
 CELL = Cell(

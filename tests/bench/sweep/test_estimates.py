@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcompress.bench.intervals import wilson_interval
+from kvcompress.analysis.intervals import wilson_interval
 from kvcompress.bench.sweep.estimates import Estimate, estimate, mean_of, score_difference
 from tests.bench.sweep.rows import make_row
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcompress.bench.intervals import wilson_interval
+from kvcompress.analysis.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(

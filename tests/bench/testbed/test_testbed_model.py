@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from kvcompress.bench.intervals import wilson_interval
+from kvcompress.analysis.intervals import wilson_interval
 from kvcompress.bench.testbed.accuracy import count_correct
 from kvcompress.bench.testbed.evaluate import DEFAULT_LENGTHS, SCHEMA, file_sha256
 from kvcompress.bench.testbed.location import EVALUATION_FILE, MODEL_DIR, TRAINING_LOG_FILE, load_testbed

@@ -7,7 +7,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from kvcompress import Cake, CompressedCache, Full
-from kvcompress.bench.conversation import Conversation
+from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.bench.testbed.location import load_testbed
 
 

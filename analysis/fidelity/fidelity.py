@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.bench.intervals import bootstrap_interval
-from kvcompress.bench.teacher_forcing import Forced, force
+from kvcompress.analysis.fidelity.teacher_forcing import Forced, force
+from kvcompress.analysis.intervals import bootstrap_interval
 
 Interval = tuple[float, float]
 
@@ -51,7 +51,7 @@ def fidelity(
     chunk: int = 1,
     batch_size: int = 8,
 ) -> Fidelity:
-    """Measures fidelity on windows of text; the arguments are those of :func:`~kvcompress.bench.teacher_forcing.force`.
+    """Measures fidelity on windows of text; arguments as of :func:`~kvcompress.analysis.fidelity.teacher_forcing.force`.
 
     Args:
         model: a decoder, in evaluation mode.

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from kvcompress.bench.conversation import Conversation
+from kvcompress.analysis.fidelity.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvcompress.bench.intervals import bootstrap_interval, score_interval, wilson_interval
+from kvcompress.analysis.intervals import bootstrap_interval, score_interval, wilson_interval
 
 
 def test_bootstrap_is_near_the_normal_interval() -> None:

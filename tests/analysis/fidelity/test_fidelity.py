@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from kvcompress import CompressedCache, Full, StreamingLLM
-from kvcompress.bench.fidelity import fidelity
+from kvcompress.analysis.fidelity.fidelity import fidelity
+from kvcompress.analysis.fidelity.teacher_forcing import force, text_windows
 from kvcompress.bench.language_modelling import language_modelling
-from kvcompress.bench.teacher_forcing import force, text_windows
 from kvcompress.bench.testbed.tokenizer import build_tokenizer
 
 CONTEXT, STEPS, CACHE, SINKS = 24, 10, 8, 2
