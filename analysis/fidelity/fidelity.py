@@ -51,7 +51,7 @@ def fidelity(
     chunk: int = 1,
     batch_size: int = 8,
 ) -> Fidelity:
-    """Measures fidelity on windows of text; arguments as of :func:`~kvcompress.analysis.fidelity.teacher_forcing.force`.
+    """Measures fidelity on windows of text; arguments of :func:`~kvcompress.analysis.fidelity.teacher_forcing.force`.
 
     Args:
         model: a decoder, in evaluation mode.

@@ -1,8 +1,8 @@
 """How close a cache's predictions are to the full cache's, along the full cache's own answers to a task.
 
 :mod:`kvcompress.analysis.fidelity.fidelity` asks the same of any text. Here the prompts are the samples of a cell, in
-its mode: what the model is about to say, under the question that it was asked. Of a query-aware prompt the first prediction is
-left out, since prefill attends to everything whatever the cache keeps.
+its mode: what the model is about to say, under the question that it was asked. Of a query-aware prompt the first
+prediction is left out, since prefill attends to everything whatever the cache keeps.
 """
 
 from __future__ import annotations
