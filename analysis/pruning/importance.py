@@ -1,0 +1,96 @@
+"""How much each layer, head, dimension and token of a prompt's cache seems to matter, from the prompt alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from kvcompress.analysis.fidelity.conversation import Conversation
+from kvcompress.engine.cache import CompressedCache
+from kvcompress.engine.events import Observer, PrefillEvent
+from kvcompress.policies.snapkv import SnapKV
+
+_WINDOW = 16  # last tokens, which observe the others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerImportance:
+    """One layer's scores, higher for what matters more. All float64 on the CPU.
+
+    Attributes:
+        layer: index in the model.
+        tokens: ``[kv_heads, tokens]``, mean attention of the last tokens; infinite for those themselves.
+        heads: ``[kv_heads]``, mean over the observed tokens of attention times norm of the value.
+        key_dimensions: ``[kv_heads, head_dim]``, mean square of the keys.
+        value_dimensions: ``[kv_heads, value_dim]``, mean square of the values.
+    """
+
+    layer: int
+    tokens: torch.Tensor
+    heads: torch.Tensor
+    key_dimensions: torch.Tensor
+    value_dimensions: torch.Tensor
+
+    @property
+    def whole(self) -> float:
+        """The layer's own score: the mean of its heads'."""
+        return float(self.heads.mean())
+
+
+Importance = tuple[LayerImportance, ...]
+
+
+class _Listener(Observer):
+    """Scores each layer as it comes in; keeps no keys or values."""
+
+    def __init__(self) -> None:
+        self.layers: list[LayerImportance] = []
+
+    def on_prefill(self, event: PrefillEvent) -> None:
+        """Takes a layer's block: one sequence without padding."""
+        scores = event.scores.token_scores[0].double().cpu()  # [K, T - W]
+        keys, values = event.keys[0].double(), event.values[0].double()
+        norms = torch.linalg.vector_norm(values, dim=-1).cpu()
+        window = norms.shape[1] - scores.shape[1]
+        unscored = torch.full((len(scores), window), torch.inf, dtype=torch.float64)
+        self.layers.append(
+            LayerImportance(
+                layer=event.layer_idx,
+                tokens=torch.cat([scores, unscored], dim=1),
+                heads=(scores * norms[:, : scores.shape[1]]).mean(1),
+                key_dimensions=keys.square().mean(1).cpu(),
+                value_dimensions=values.square().mean(1).cpu(),
+            )
+        )
+
+
+def prompt_importance(model: PreTrainedModel, prompt: Sequence[int]) -> Importance:
+    """Scores the cache of a prompt.
+
+    Args:
+        model: a decoder that the engine can compress, in evaluation mode.
+        prompt: its tokens, at least 2.
+
+    Returns:
+        One entry per compressed layer, ascending.
+
+    Raises:
+        ValueError: a prompt of fewer tokens, or attention that is not finite.
+        UnsupportedModelError: the model cannot be compressed.
+    """
+    if len(prompt) < 2:
+        raise ValueError(f"prompt must have at least 2 tokens, so that one can observe another; got {len(prompt)}")
+    window = min(_WINDOW, len(prompt) // 2)
+    listener = _Listener()
+    cache = CompressedCache(model, SnapKV(cache_size=len(prompt) + window, window_size=window, pool_size=1))
+    cache.add_observer(listener)
+    Conversation(model, cache).feed([list(prompt)])
+    for entry in listener.layers:
+        if not bool(torch.isfinite(entry.heads).all()):
+            raise ValueError(
+                f"the attention or the values of layer {entry.layer} are not finite. Run the model in a wider dtype."
+            )
+    return tuple(listener.layers)
