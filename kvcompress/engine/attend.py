@@ -161,8 +161,11 @@ def _tell(
         layer_idx=layer.layer_idx,
         position=int(layer.seen) - 1,
         query=call.query,
+        keys=store.dense(store.slots.keys, 0.0),
+        values=store.dense(store.slots.values, 0.0),
         positions=before,
         probability=store.dense(probability, 0.0),
+        spec=call.spec(layer.sliding_window),
     )
     for observer in cache.observers:
         observer.on_decode(event)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kvcompress.engine import listening
 from kvcompress.errors import CacheStateError, UnsupportedModelError
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 
@@ -82,8 +83,13 @@ def attention_forward(
     """
     tag: tuple[CompressedCache, CompressedLayer] | None = getattr(key, _TAG, None)
     if tag is None:  # another cache, a layer that is not compressed, or an encoder
-        return _run_base(base, module, query, key, value, attention_mask, **kwargs)
+        output = _run_base(base, module, query, key, value, attention_mask, **kwargs)
+        for listener in listening.listeners:
+            listener.on_attention(AttentionCall(base, module, query, key, value, attention_mask, kwargs))
+        return output
     cache, layer = tag
+    for listener in listening.listeners:
+        listener.on_compressed(cache, module)
     if module.training:
         raise CacheStateError(
             "a compressed cache works for inference only, and this model is in training mode. Call model.eval() first."

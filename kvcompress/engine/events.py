@@ -23,6 +23,8 @@ class PrefillEvent:
         positions: int64 ``[batch, kv_heads, tokens]``, -1 where there is no token.
         scores: what the scorer returned.
         spec: what the attention does to its logits.
+        attended: ``positions`` and those of tokens that some queries of the block saw and the last one no longer does
+            (sliding windows); then not ascending.
     """
 
     layer_idx: int
@@ -32,6 +34,7 @@ class PrefillEvent:
     positions: torch.Tensor
     scores: LayerScores
     spec: AttentionSpec
+    attended: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +60,21 @@ class DecodeEvent:
         layer_idx: index of the layer in the model.
         position: absolute position of the new token.
         query: ``[batch, query_heads, 1, head_dim]``.
+        keys: ``[batch, kv_heads, longest, head_dim]``, the slots, in no order; the new token's is among them.
+        values: ``[batch, kv_heads, longest, value_dim]``.
         positions: int64 ``[batch, kv_heads, longest]`` absolute position of each slot that took part, -1 for none.
         probability: float32 ``[batch, kv_heads, longest]``, attention of the query, mean over the group.
+        spec: what the attention does to its logits.
     """
 
     layer_idx: int
     position: int
     query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
     positions: torch.Tensor
     probability: torch.Tensor
+    spec: AttentionSpec
 
 
 class Observer:

@@ -39,6 +39,8 @@ class Block:
         valid_queries: bool ``[batch, queries]``; None: all.
         row_start: int64 ``[batch]``, position of each row's first token; None: zeros.
         log_sum_exp: float32 ``[batch, query_heads, queries]`` of the logits, where the attention has given it.
+        attended: int64 ``[batch, kv_heads, tokens]``, positions including those that have left the sliding window for
+            the last query, but not for all; None: ``positions``.
     """
 
     query: torch.Tensor
@@ -48,6 +50,7 @@ class Block:
     valid_queries: torch.Tensor | None
     row_start: torch.Tensor | None
     log_sum_exp: torch.Tensor | None = None
+    attended: torch.Tensor | None = None
 
     def filled_positions(self) -> torch.Tensor:
         """Positions ``[batch, kv_heads, tokens]``, written out."""
@@ -97,9 +100,17 @@ def _first_block(layer: CompressedLayer, call: AttentionCall, log_sum_exp: torch
         if call.spec(None).sinks is not None:  # fused attentions add learned sinks after the fact
             log_sum_exp = None
         return Block(call.query.detach(), keys, values, None, None, None, log_sum_exp)
-    positions = torch.where(visible, torch.arange(tokens, device=device), -1)
-    positions = positions[:, None].expand(batch, heads, tokens)
-    return Block(call.query.detach(), keys, values, positions, visible, layer.row_start)
+    attended = None
+    if layer.sliding_window is not None:
+        attended = _positions(exists if exists is not None else torch.ones_like(visible), heads)
+    positions = _positions(visible, heads)
+    return Block(call.query.detach(), keys, values, positions, visible, layer.row_start, attended=attended)
+
+
+def _positions(visible: torch.Tensor, heads: int) -> torch.Tensor:
+    """Places of a first block, -1 where not visible: int64 ``[batch, heads, tokens]`` of bool ``[batch, tokens]``."""
+    places = torch.where(visible, torch.arange(visible.shape[1], device=visible.device), -1)
+    return places[:, None].expand(-1, heads, -1)
 
 
 def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.Tensor, None], Block]:
@@ -119,13 +130,18 @@ def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.
     values = torch.cat([values, call.value.detach()], dim=2)
     positions = torch.cat([positions, new], dim=2)
     output = attend_block(call.query, keys, values, positions, within, new_positions, call.spec(layer.sliding_window))
+    attended = None
     if layer.sliding_window is not None:
+        attended = positions
         positions = positions.masked_fill(positions <= seen - 1 - layer.sliding_window, -1)
     order = positions.argsort(dim=-1, stable=True)
     keys = keys.gather(2, order[..., None].expand(*order.shape, keys.shape[-1]))
     values = values.gather(2, order[..., None].expand(*order.shape, values.shape[-1]))
     valid = None if call.mask is None else real
-    block = Block(call.query.detach(), keys, values, positions.gather(-1, order), valid, layer.row_start)
+    attended = None if attended is None else attended.gather(-1, order)
+    block = Block(
+        call.query.detach(), keys, values, positions.gather(-1, order), valid, layer.row_start, attended=attended
+    )
     return (output, None), block
 
 
@@ -155,6 +171,7 @@ def _compress(cache: CompressedCache, layer: CompressedLayer, call: AttentionCal
         event = PrefillEvent(
             layer_idx=layer.layer_idx, query=block.query, keys=block.keys, values=block.values,
             positions=block.filled_positions(), scores=scores, spec=inputs.spec,
+            attended=block.filled_positions() if block.attended is None else block.attended,
         )  # fmt: skip
         for observer in cache.observers:
             observer.on_prefill(event)
