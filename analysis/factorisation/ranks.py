@@ -45,6 +45,8 @@ class Ranks:
         """
         core = self.core_shape(shape[0])
         for place, name in enumerate(("head", "token", "embedding")):
+            if name == "head" and self.head is None:
+                continue
             others = core[0] * core[1] * core[2] // core[place]
             most = min(shape[place], others)
             if core[place] > most:

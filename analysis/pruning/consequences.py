@@ -37,7 +37,7 @@ def consequences(model: PreTrainedModel, windows: torch.Tensor, *, context: int,
 
     Args:
         model: a decoder that the engine can compress, in evaluation mode.
-        windows: int64 ``[windows, context + steps + 1]``, as ``analysis.fidelity.teacher_forcing.text_windows`` cuts them.
+        windows: int64 ``[windows, context + steps + 1]``, as ``text_windows`` of ``analysis.fidelity`` cuts them.
         context: tokens of each prompt.
         edits: one for each window.
 
