@@ -33,7 +33,7 @@ def entropy(attention: torch.Tensor) -> torch.Tensor:
     Source: C. E. Shannon, "A mathematical theory of communication", Bell System Technical Journal 27 (1948).
     """
     values = checked_attention(attention)
-    return -torch.xlogy(values, values).sum(-1).clamp(max=0)
+    return torch.xlogy(values, values).sum(-1).clamp(max=0).abs()  # abs: 0, never -0, whose inverse is -inf
 
 
 def entropy_normalised(attention: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
