@@ -8,6 +8,7 @@ import torch
 
 from kvcompress.analysis.summary.schema import PREFILL, STEP
 
+_BLOCK_ELEMENTS = 1 << 21  # values in float64 at a time: 16 MiB, whatever the number of events
 STAGES: Final = ("prompt", "early", "middle", "late")
 
 
@@ -65,9 +66,17 @@ def weighted_mean(
     Returns:
         float64 ``[...]``; NaN where there is nothing to average.
     """
-    chosen = values if which is None else values[which]
-    factors = torch.ones(len(values)) if weights is None else weights
-    factors = (factors if which is None else factors[which]).double().reshape(-1, *[1] * (values.ndim - 1))
-    there = ~torch.isnan(chosen)
-    total = (chosen.double().nan_to_num() * factors * there).sum(0)
-    return total / (factors * there).sum(0)
+    factors = torch.ones(len(values), dtype=torch.float64) if weights is None else weights.double()
+    if which is not None:
+        factors = factors * which
+    total = torch.zeros(values.shape[1:], dtype=torch.float64)
+    weight = torch.zeros_like(total)
+    size = max(1, _BLOCK_ELEMENTS // max(total.numel(), 1))
+    for block, share in zip(values.split(size), factors.split(size), strict=True):
+        if not bool(share.any()):
+            continue
+        column = share.reshape(-1, *[1] * (values.ndim - 1))
+        there = ~torch.isnan(block)
+        total += (block.double().nan_to_num() * column).sum(0)
+        weight += (there * column).sum(0)
+    return total / weight

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from kvcompress.analysis.metrics import compression
 from kvcompress.analysis.metrics.of_sample.events import is_prompt
+from kvcompress.analysis.metrics.of_sample.preserved import preserved, preserved_exactly
 from kvcompress.analysis.summary.reader import Sample
 from kvcompress.analysis.summary.schema import DECODE
-
-
-class Preserved(NamedTuple):
-    """What is left after an event of the attention paid in it: float ``[L, K]``, in [0, 1].
-
-    Attributes:
-        mass: share of the mass.
-        entropy: share of the entropy.
-        variance: share of the variance.
-    """
-
-    mass: torch.Tensor
-    entropy: torch.Tensor
-    variance: torch.Tensor
 
 
 def ratio_by_layer(sample: Sample) -> torch.Tensor:
@@ -42,30 +29,6 @@ def full_bytes(sample: Sample) -> int:
         head_dim=model.head_dim,
         value_dim=model.value_dim,
         element_bytes=_element_bytes(model.dtype),
-    )
-
-
-def preserved(sample: Sample, event: int) -> Preserved:
-    """What the tokens held after an event hold of the attention paid in it.
-
-    From the mass per token (mean over query heads and over the queries at or after the token), taken as a distribution
-    over the tokens. Where queries pay much attention to near keys, this weighs late tokens more than the mean over
-    queries does; with raw attention, :func:`kvcompress.analysis.metrics.compression.attention_mass_kept` is exact.
-
-    Args:
-        sample: a sample of a compressed run.
-        event: one whose mass per token is stored.
-
-    Raises:
-        ValueError: it is not stored.
-    """
-    mass = sample.token_mass(event).double()
-    shares = (mass / mass.sum(1, keepdim=True))[:, None, None, :]  # [L, 1, 1, tokens]: a query for every head
-    kept = sample.held(event)[:, :, None, : mass.shape[1]]  # [L, K, 1, tokens]
-    return Preserved(
-        mass=compression.attention_mass_kept(shares, kept).squeeze(-1),
-        entropy=compression.entropy_kept(shares, kept).squeeze(-1),
-        variance=compression.variance_kept(shares, kept).squeeze(-1),
     )
 
 
@@ -114,9 +77,10 @@ def _information(sample: Sample) -> list[dict[str, Any]]:
     rows = []
     for event in sample.token_mass_events:
         if bool(prompt[event]):
-            parts = preserved(sample, event)._asdict()
+            exact = preserved_exactly(sample, event)
+            parts = (preserved(sample, event) if exact is None else exact)._asdict()
             rows.append(
-                {"event": event}
+                {"event": event, "basis": "mass per token" if exact is None else "raw attention"}
                 | {name: values.nanmean() for name, values in parts.items()}
                 | {"layers": {name: values.nanmean(1) for name, values in parts.items()}}
             )
