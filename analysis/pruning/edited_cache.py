@@ -12,8 +12,11 @@ from kvcompress.engine.attention import AttentionCall
 from kvcompress.engine.cache import CompressedCache
 from kvcompress.engine.compact import compact
 from kvcompress.engine.layer import CompressedLayer
-from kvcompress.policies.full import Full
-from kvcompress.policies.protocols import HeadAllocator
+from kvcompress.policies.base import Policy
+from kvcompress.policies.checks import check_whole
+from kvcompress.policies.decode_rules import DECODE_RULES, DecodeRule
+from kvcompress.policies.protocols import HeadAllocator, Scorer
+from kvcompress.policies.scorers import Unscored, WindowAttention
 
 _SPARE = 16  # free slots of each row from the start, as of any cache that grows
 
@@ -27,12 +30,15 @@ class PromptStates:
         keys: ``[batch, kv_heads, tokens, head_dim]``, rotary embedding applied.
         values: ``[batch, kv_heads, tokens, value_dim]``.
         positions: int64 ``[batch, kv_heads, tokens]``, absolute; -1 where there is no token (padding).
+        scores: float32 ``[batch, kv_heads, tokens]``, mean attention of the last ``observers`` tokens, NaN for those
+            themselves; None where the cache was made without observers.
     """
 
     layer: int
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
+    scores: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,8 +71,33 @@ class _EveryToken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _KeepAll(Full):
-    """As :class:`~kvcompress.policies.full.Full`, for rows of any lengths."""
+class _KeepAll(Policy):
+    """As :class:`~kvcompress.policies.full.Full`, for rows of any lengths.
+
+    Args:
+        scored: whether the window's attention is computed too.
+    """
+
+    scored: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the window; there is no size."""
+        check_whole("observers", self.window_size, at_least=1)
+
+    @property
+    def name(self) -> str:
+        """``"keep_all"``."""
+        return "keep_all"
+
+    @property
+    def decode_rule(self) -> DecodeRule:
+        """Rows grow."""
+        return DECODE_RULES["off"]
+
+    @property
+    def scorer(self) -> Scorer:
+        """Mean attention of the window, or none."""
+        return WindowAttention(gamma=0.0, pool_size=1) if self.scored else Unscored()
 
     @property
     def head_allocator(self) -> HeadAllocator:
@@ -83,13 +114,16 @@ class EditedCache(CompressedCache):
     Args:
         model: a decoder of transformers that the engine can compress.
         edit: called once for each compressed layer, in order.
+        observers: how many last tokens of the prompt score the others for the edit; None: nothing is scored.
 
     Raises:
         UnsupportedModelError: the model has layers that cannot be compressed.
+        ValueError: fewer than one observer.
     """
 
-    def __init__(self, model: PreTrainedModel, edit: Edit) -> None:
-        super().__init__(model, _KeepAll())
+    def __init__(self, model: PreTrainedModel, edit: Edit, *, observers: int | None = None) -> None:
+        policy = _KeepAll() if observers is None else _KeepAll(window_size=observers, scored=True)
+        super().__init__(model, policy, keep_statistics=observers is not None)
         self._edit = edit
         self._edited = False
 
@@ -142,9 +176,24 @@ def _prompt_states(layer: CompressedLayer) -> PromptStates:
     keys, values, positions = layer.store.chronological()  # free places first
     most = int((positions >= 0).sum(-1).max())
     first = positions.shape[-1] - most
+    positions = positions[..., first:]
     return PromptStates(
-        layer=layer.layer_idx, keys=keys[:, :, first:], values=values[:, :, first:], positions=positions[..., first:]
+        layer=layer.layer_idx,
+        keys=keys[:, :, first:],
+        values=values[:, :, first:],
+        positions=positions,
+        scores=_scores_at(layer, positions),
     )
+
+
+def _scores_at(layer: CompressedLayer, positions: torch.Tensor) -> torch.Tensor | None:
+    """The scores of the tokens at absolute positions; NaN where there is none."""
+    found = None if layer.statistics is None else layer.statistics.token_scores
+    if found is None:
+        return None
+    padded = torch.nn.functional.pad(found, (0, 1), value=torch.nan)
+    scored = found.shape[-1]
+    return padded.gather(-1, torch.where(positions < 0, scored, positions).clamp(max=scored))
 
 
 def _check(states: PromptStates, edited: Edited) -> None:
