@@ -1,0 +1,142 @@
+/* Why a head holds a token or has evicted it: a sentence with the numbers that decided. */
+const Fate = (() => {
+  const NAMES = ["held", "evicted in prefill", "evicted by the cascade", "evicted while decoding"];
+  const SHORT = ["held", "prefill", "cascade", "decode"];
+  const short = (code) => (code < 0 ? "later" : SHORT[code]);
+  const name = (code) => (code < 0 ? "not there yet" : NAMES[code]);
+
+  /* The policy's score, NaN where it gave none. */
+  const score = (sample, layer, kvHead, token) => sample.perHead("compression.score", layer, kvHead, token);
+
+  function scoreText(sample, value) {
+    const rounded = sample.codings["compression.score"] && sample.codings["compression.score"] !== "exact";
+    return (rounded ? "≈ " : "") + Format.number(value);
+  }
+
+  /* The lowest score that a head kept in a prefill: after its own eviction (1), or after the cascade (2). */
+  function cut(sample, number, layer, kvHead, stage) {
+    const at = sample.cutEvents.indexOf(number);
+    return at < 0 || !sample.has("cuts") ? NaN : sample.tensors.cuts.at(at, layer, kvHead, stage - 1);
+  }
+
+  /* The place of a score among those that a head gave, 1 for the best. */
+  function rank(sample, layer, kvHead, value, tokens) {
+    let [better, scored] = [0, 0];
+    for (let token = 0; token < tokens; token++) {
+      const other = score(sample, layer, kvHead, token);
+      if (!Number.isFinite(other)) continue;
+      scored += 1;
+      if (other > value) better += 1;
+    }
+    return { place: better + 1, of: scored };
+  }
+
+  function budget(sample, layer) {
+    const kept = sample.tensors["compression.budget"].at(layer);
+    return kept < 0
+      ? ""
+      : `; budget ${Format.whole(kept)} per head${sample.window ? ` and a window of ${sample.window}` : ""}`;
+  }
+
+  function arrival(sample, token) {
+    const event = sample.events.tokens.findIndex((tokens) => tokens > token);
+    return event < 0 ? null : event;
+  }
+
+  /* The last prefill of the page up to an event's number: the one whose scores decided what is held. */
+  const scoring = (sample, number) =>
+    Sample.nearest(
+      sample.cutEvents.filter((event) => event <= number),
+      number,
+    );
+
+  function compared(sample, layer, kvHead, token, number, stage) {
+    const value = score(sample, layer, kvHead, token);
+    const lowest = cut(sample, number, layer, kvHead, stage);
+    const tokens = sample.seen(Math.max(0, sample.events.number.indexOf(number)));
+    const ranked = rank(sample, layer, kvHead, value, tokens);
+    return { value, lowest, place: `rank ${Format.whole(ranked.place)} of ${Format.whole(ranked.of)}` };
+  }
+
+  function whyHeld(sample, layer, kvHead, token, event) {
+    if (!sample.compressed) return "No policy: the full cache holds every token.";
+    if (!sample.knowsEvictions) return "Evictions did not fit into this page.";
+    if (sample.tensors["compression.budget"].at(layer) < 0) return "This layer is not compressed.";
+    if (token < sample.sinks) return `One of the first ${sample.sinks} tokens (sinks), which the policy never evicts.`;
+    if (token >= sample.promptTokens) return "Came after the prompt, and has not been evicted since.";
+    const number = scoring(sample, sample.number(event));
+    const { value, lowest, place } =
+      number === null ? { value: NaN } : compared(sample, layer, kvHead, token, number, 2);
+    if (!Number.isFinite(value)) {
+      return token >= sample.promptTokens - sample.window
+        ? `Among the prompt's last ${sample.window} tokens (the observation window), kept without a score.`
+        : "Kept without a score.";
+    }
+    if (!Number.isFinite(lowest)) return `Score ${scoreText(sample, value)}; this head evicted nothing in the prefill.`;
+    const beside =
+      value > lowest
+        ? `above the lowest kept, ${Format.number(lowest)}`
+        : value === lowest
+          ? "the lowest that was kept"
+          : `the lowest kept is ${Format.number(lowest)}`;
+    return `Score ${scoreText(sample, value)}, ${beside} (${place}${budget(sample, layer)}).`;
+  }
+
+  function whyEvicted(sample, layer, kvHead, token, stage) {
+    const number = sample.evictedEvent(layer, kvHead, token);
+    const when = `Evicted at event ${number}`;
+    const value = score(sample, layer, kvHead, token);
+    if (stage === 3) {
+      const before = Number.isFinite(value) ? ` In the prefill its score had been ${scoreText(sample, value)}.` : "";
+      const why = "a new token needed a place, and this one's running score was the head's lowest";
+      return `${when}, while decoding: ${why}.${before}`;
+    }
+    const { lowest, place } = compared(sample, layer, kvHead, token, number, stage);
+    const cause =
+      stage === 1
+        ? `${when}, in its layer's prefill`
+        : `${when}, by the cascade: later layers took part of this layer's budget`;
+    if (!Number.isFinite(value)) return `${cause}; it had no score.`;
+    if (!Number.isFinite(lowest)) return `${cause}: score ${scoreText(sample, value)}; no scored token was kept.`;
+    const beside =
+      value < lowest
+        ? `below the head's cut ${Format.number(lowest)}`
+        : value === lowest
+          ? `equal to the head's cut; the earlier rank won`
+          : `given when its block came in; scored anew at this event, it fell below the cut ${Format.number(lowest)}`;
+    return `${cause}: score ${scoreText(sample, value)}, ${beside} (${place}${budget(sample, layer)}).`;
+  }
+
+  /* {code, name, why, score, cut} of a token in a kv head after an event. */
+  function explain(sample, layer, kvHead, token, event) {
+    const code = sample.fate(layer, kvHead, token, event);
+    const value = sample.has("compression.score") ? score(sample, layer, kvHead, token) : NaN;
+    if (code < 0) {
+      const first = arrival(sample, token);
+      const why = first === null ? "Never came in." : `Comes in with event ${sample.number(first)}.`;
+      return { code, name: name(code), why, score: NaN, cut: NaN };
+    }
+    const why =
+      code === 0 ? whyHeld(sample, layer, kvHead, token, event) : whyEvicted(sample, layer, kvHead, token, code);
+    const number =
+      code === 1 || code === 2 ? sample.evictedEvent(layer, kvHead, token) : scoring(sample, sample.number(event));
+    const lowest =
+      number === null || !Number.isFinite(value) ? NaN : cut(sample, number, layer, kvHead, code === 1 ? 1 : 2);
+    return { code, name: name(code), why, score: value, cut: lowest };
+  }
+
+  /* {held, of, code} over the heads that are looked at: how many hold the token, and the stage of most that do not. */
+  function overHeads(sample, layer, kvHead, token, event) {
+    const heads = kvHead === null ? Array.from({ length: sample.kvHeads }, (_, head) => head) : [kvHead];
+    const counts = [0, 0, 0, 0];
+    for (const head of heads) {
+      const code = sample.fate(layer, head, token, event);
+      if (code < 0) return { held: 0, of: heads.length, code: -1 };
+      counts[code] += 1;
+    }
+    const most = [1, 2, 3].reduce((best, code) => (counts[code] > counts[best] ? code : best), 1);
+    return { held: counts[0], of: heads.length, code: counts[0] === heads.length ? 0 : most };
+  }
+
+  return { explain, overHeads, name, short, score, scoreText, arrival };
+})();
