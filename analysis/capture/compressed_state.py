@@ -24,8 +24,12 @@ def compressed_state(cache: CompressedCache, row: int, batch: int) -> Compressed
     for layer in cache.compressed_layers:
         statistics = layer.statistics
         if statistics is not None:
-            numbers = (_number(getattr(statistics, name), row) for name in ("preference", "entropy", "variance"))
-            layers[layer.layer_idx] = (int(statistics.budget[row]), *numbers)
+            layers[layer.layer_idx] = (
+                int(statistics.budget[row]),
+                _number(statistics.preference, row),
+                _number(statistics.entropy, row),
+                _number(statistics.variance, row),
+            )
     return CompressedState(policy=policy_parameters(cache.policy), num_bytes=cache.num_bytes // batch, layers=layers)
 
 

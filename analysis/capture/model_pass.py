@@ -30,7 +30,7 @@ class PassInputs:
         """Reads the arguments of a model's forward."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         mask = kwargs.get("attention_mask")
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         return cls(
             token_ids=ids if _is_matrix(ids) and not ids.is_floating_point() else None,
             attention_mask=mask if _is_matrix(mask) else None,

@@ -9,7 +9,7 @@ import torch
 
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 
-_CHUNK_ELEMENTS = 1 << 20  # probabilities of one chunk of queries over all heads: 4 MiB in float32
+_CHUNK_ELEMENTS = 1 << 19  # probabilities of one chunk of queries over all heads: 2 MiB in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def probabilities(observation: Observation) -> Iterator[Chunk]:
     """Softmax probabilities, some queries at a time; the matrix of all queries times all keys is never held.
 
     Yields:
-        Chunks of at most about a million probabilities. Float64 queries give float64 ones, others float32.
+        Chunks of at most about half a million probabilities. Float64 queries give float64 ones, others float32.
     """
     compute = torch.float64 if observation.query.dtype == torch.float64 else torch.float32
     heads, group = observation.kv_heads, observation.query_heads // observation.kv_heads

@@ -36,11 +36,11 @@ class SdpaSource(TorchFunctionMode):
 
     def start(self) -> None:
         """Begins to listen, in this thread."""
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Ends listening."""
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def begin_pass(self) -> None:
         """The model has been called: the next call is its first layer's."""

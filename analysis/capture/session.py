@@ -101,8 +101,8 @@ class Session:
         """A layer has attended.
 
         Raises:
-            ValueError: the batch has another size than before, the layer other heads than the first, or the model was not
-            called as a whole.
+            ValueError: the batch has another size than before, the layer other heads than the first, or the model was
+            not called as a whole.
         """
         if self._inputs is None:
             raise ValueError(

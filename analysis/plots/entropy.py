@@ -100,8 +100,10 @@ def layer_head_analysis(sample: Sample) -> Figure:
         named_ticks(axes.xaxis, range(values.shape[1]), 16)
         axes.set_title(title)
         colour_bar(image, axes, unit)
-    figure.supxlabel("query head", fontsize=9.5)
-    figure.supylabel("layer", fontsize=9.5)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("layer")
+    for axes in grid[1]:
+        axes.set_xlabel("query head")
     return figure
 
 

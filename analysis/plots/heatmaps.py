@@ -16,6 +16,7 @@ from kvcompress.analysis.plots.bins import per_token
 from kvcompress.analysis.plots.panels import (
     PROBABILITY,
     PROBABILITY_OR_BLANK,
+    above_scale,
     colour_bar,
     colour_map,
     named_ticks,
@@ -50,7 +51,7 @@ def attention_heatmap(sample: Sample, layer: int, step: int, head: int | None = 
         ValueError: there is no such layer, step or head.
     """
     shown = attention_map(sample, layer, step, head)
-    title = f"Attention of layer {layer}, {event_name(sample, step)}, {shown.heads} ({shown.origin})"
+    title = f"Attention of layer {layer}, {event_name(sample, step)}, {shown.heads}, {shown.origin}"
     if shown.single:
         return _single_query(sample, shown, layer, step, head, title)
     figure = new_figure(7.2, title)
@@ -95,7 +96,7 @@ def layer_comparison(sample: Sample, step: int = 0, head: int | None = None) -> 
     note = (
         f", {len(layers)} of {sample.summary.model.layers} layers" if len(layers) < sample.summary.model.layers else ""
     )
-    title = f"Attention by layer, {event_name(sample, step)}, {maps[0].heads} ({maps[0].origin}){note}"
+    title = f"Attention by layer, {event_name(sample, step)}, {maps[0].heads}, {maps[0].origin}{note}"
     return _panels(maps, [f"layer {layer}" for layer in layers], title)
 
 
@@ -110,7 +111,7 @@ def head_comparison(sample: Sample, layer: int, step: int = 0) -> Figure:
     heads = _some(list(range(count)))
     maps = [attention_map(sample, layer, step, head) for head in heads]
     note = f", {len(heads)} of {count} heads" if count > len(heads) else ""
-    title = f"Attention by head, layer {layer}, {event_name(sample, step)} ({maps[0].origin}){note}"
+    title = f"Attention by head, layer {layer}, {event_name(sample, step)}, {maps[0].origin}{note}"
     return _panels(maps, [f"head {head}" for head in heads], title)
 
 
@@ -129,7 +130,7 @@ def _draw(axes: Axes, shown: AttentionMap, norm: Normalize) -> ScalarMappable:
 
 
 def _panels(maps: Sequence[AttentionMap], names: Sequence[str], title: str) -> Figure:
-    columns = min(len(maps), 4 if len(maps) <= 16 else 8)
+    columns = _columns(len(maps))
     rows = ceil(len(maps) / columns)
     single = maps[0].single
     width = 7.3 / columns
@@ -161,6 +162,12 @@ def _panels(maps: Sequence[AttentionMap], names: Sequence[str], title: str) -> F
     return figure
 
 
+def _columns(panels: int) -> int:
+    if panels <= 4:
+        return panels
+    return 3 if panels <= 6 else 4 if panels <= 16 else 8
+
+
 def _single_query(sample: Sample, shown: AttentionMap, layer: int, step: int, head: int | None, title: str) -> Figure:
     mass = floats(sample, "attention.position_mass", step, layer_place(sample, layer))  # [H, bins]
     by_head, edges = per_token(mass, int(event_tokens(sample)[step]))
@@ -173,7 +180,7 @@ def _single_query(sample: Sample, shown: AttentionMap, layer: int, step: int, he
     mesh = below.pcolormesh(
         edges,
         np.arange(len(by_head) + 1) - 0.5,
-        np.ma.masked_where(~(by_head > 0), by_head),
+        above_scale(by_head, norm),
         norm=norm,
         cmap=colour_map("viridis"),
     )

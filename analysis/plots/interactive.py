@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
 from html import escape
 from itertools import product
@@ -140,8 +141,8 @@ def _trace(maps: Maps, choice: Choice, layer: int, head: int | None) -> go.Heatm
     shown = maps[layer, choice.step, head]
     here = layer == choice.layer
     return go.Heatmap(
-        z=_cells(_logarithm(shown.values), 3),
-        customdata=_cells(shown.values, 6),
+        z=_logarithm(shown.values).astype(np.float32),
+        customdata=shown.values.astype(np.float32),
         x=shown.key_edges.tolist(),
         y=shown.query_edges.tolist(),
         coloraxis="coloraxis",
@@ -188,8 +189,8 @@ def _slider(sample: Sample, maps: Maps, choice: Choice) -> dict[str, Any]:
     for step in choice.steps:
         shown = [maps[layer, step, head] for layer in choice.layers for head in choice.heads]
         change = {
-            "z": [_cells(_logarithm(one.values), 3) for one in shown],
-            "customdata": [_cells(one.values, 6) for one in shown],
+            "z": [_packed(_logarithm(one.values)) for one in shown],
+            "customdata": [_packed(one.values) for one in shown],
             "x": [one.key_edges.tolist() for one in shown],
             "y": [one.query_edges.tolist() for one in shown],
         }
@@ -233,9 +234,14 @@ def _logarithm(values: Floats) -> Floats:
     return np.log10(values, out=np.full(values.shape, np.nan), where=values > 0)
 
 
-def _cells(values: Floats, digits: int) -> list[list[float | None]]:
-    """Numbers with few digits, None where there is no value: a plotly control takes plain lists."""
-    return [[None if np.isnan(value) else float(f"{value:.{digits}g}") for value in row] for row in values]
+def _packed(values: Floats) -> dict[str, str]:
+    """An array as plotly.js reads it, 4 bytes a number: far quicker than lists, and smaller."""
+    data = np.ascontiguousarray(values, dtype="<f4")
+    return {
+        "dtype": "f4",
+        "bdata": b64encode(data.tobytes()).decode("ascii"),
+        "shape": ", ".join(map(str, data.shape)),
+    }
 
 
 def _limits(maps: list[Floats]) -> dict[str, float]:

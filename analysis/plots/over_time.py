@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from kvcompress.analysis.metrics.generation_stages import weighted_mean
 from kvcompress.analysis.metrics.of_sample.events import mean_over_events
+from kvcompress.analysis.metrics.of_sample.positions import MARKS
 from kvcompress.analysis.metrics.positions import distance_bin_bounds
 from kvcompress.analysis.plots.bins import Floats, Whole, rows_on_common_edges
 from kvcompress.analysis.plots.panels import (
@@ -18,6 +19,7 @@ from kvcompress.analysis.plots.panels import (
     colour_bar,
     from_zero,
     mark_prompt,
+    plain_numbers,
     probability_mesh,
     probability_norm,
     share_axis,
@@ -39,7 +41,6 @@ from kvcompress.analysis.plots.text import counted
 from kvcompress.analysis.summary.reader import Sample
 
 Panel = Callable[[Axes, Sample], None]
-_MARKED_PERCENT = (80, 90)
 
 
 def over_time(axes: Axes, sample: Sample) -> None:
@@ -129,17 +130,20 @@ def cumulative_mass(axes: Axes, sample: Sample) -> None:
     mean = mean_over(shares, 0)
     axes.fill_betweenx(percent, shares.min(0), shares.max(0), color=BLUE, alpha=0.2, label="range over layers")
     axes.plot(mean, percent, color=BLUE, marker="o", label="mean")
-    for mark, colour in zip(_MARKED_PERCENT, (ORANGE, PURPLE), strict=True):
+    lowest = float(np.nanmin(shares)) / 2
+    for mark, colour in zip(MARKS, (ORANGE, PURPLE), strict=True):
         at = float(mean[list(percent).index(mark)])
-        axes.plot([0, at, at], [mark, mark, 0], color=colour, linestyle="--", linewidth=1.2)
-        axes.plot(at, mark, "D", color=colour, label=f"{mark} % of the mass: {at:.1f} % of the keys")
+        axes.plot([lowest, at, at], [mark, mark, 0], color=colour, linestyle="--", linewidth=1.2)
+        axes.plot(at, mark, "D", color=colour, label=f"{mark} % of the mass: {at:.2g} % of the keys")
     axes.set(
-        xlim=(0, 100),
+        xscale="log",
+        xlim=(lowest, 100),
         ylim=(0, 102),
         xlabel="strongest keys of a query (% of the keys it sees)",
         ylabel="attention mass (%)",
         title="Cumulative attention mass",
     )
+    plain_numbers(axes.xaxis)
     axes.legend(loc="lower right")
 
 
@@ -147,14 +151,13 @@ def coverage_curve(sample: Sample) -> tuple[Floats, Whole]:
     """Keys that hold a percentage of the mass, in percent of the keys seen.
 
     Returns:
-        float64 ``[L, 7]``, mean over queries and heads, and the percentages int64 ``[7]``: 0, those captured, 100.
+        float64 ``[L, 6]``, mean over queries and heads, and the percentages int64 ``[6]``: those captured, and 100.
     """
     needed = sample.tensor("attention.coverage").double().nanmean(2)  # [E, L, 5]
     shares = 100 * needed / sample.tensor("attention.keys").double()[..., None]
     share = weighted_mean(shares, sample.tensor("event.queries")).numpy()  # [L, 5]
-    ends = np.zeros((len(share), 1))
-    percent = np.array([0, *sample.summary.settings.coverage_percent, 100], dtype=np.int64)
-    return np.concatenate([ends, share, ends + 100], axis=1), percent
+    percent = np.array([*sample.summary.settings.coverage_percent, 100], dtype=np.int64)
+    return np.concatenate([share, np.full((len(share), 1), 100.0)], axis=1), percent
 
 
 @styled

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
@@ -19,7 +20,7 @@ from kvcompress.analysis.plots.bins import Floats, Whole
 from kvcompress.analysis.plots.style import BLANK, VERMILION
 
 PROBABILITY = "attention probability\nper key token"
-PROBABILITY_OR_BLANK = f"{PROBABILITY} (blank: none)"
+PROBABILITY_OR_BLANK = f"{PROBABILITY} (blank: less)"
 SPAN_OF_COLOURS = 1e4  # between the largest probability and the darkest colour
 
 
@@ -35,11 +36,11 @@ def probability_norm(*maps: Floats) -> Normalize:
         return Normalize(0, 1)
     most = float(positive.max())
     least = max(float(positive.min()), most / SPAN_OF_COLOURS)
-    return LogNorm(least if least < most else most / 10, most, clip=True)
+    return LogNorm(least if least < most else most / 10, most)
 
 
 def probability_mesh(axes: Axes, values: Floats, x: Floats | Whole, y: Floats | Whole, norm: Normalize) -> QuadMesh:
-    """Probabilities over ranges of tokens; 0 (no attention) and NaN (not observed) stay blank.
+    """Probabilities over ranges of tokens; what lies below the colours, or is NaN (not observed), stays blank.
 
     Args:
         axes: where to.
@@ -48,11 +49,16 @@ def probability_mesh(axes: Axes, values: Floats, x: Floats | Whole, y: Floats | 
         y: edges of the rows, ``[rows + 1]``.
         norm: colours, of :func:`probability_norm`.
     """
-    shown = np.ma.masked_where(~(values > 0), values)
-    mesh = axes.pcolormesh(x, y, shown, norm=norm, cmap=colour_map("viridis"))
+    mesh = axes.pcolormesh(x, y, above_scale(values, norm), norm=norm, cmap=colour_map("viridis"))
     axes.invert_yaxis()
     axes.grid(visible=False)
     return mesh
+
+
+def above_scale(values: Floats, norm: Normalize) -> npt.NDArray[np.float64]:
+    """Probabilities, those below the colours masked: attention that is as good as none."""
+    masked: npt.NDArray[np.float64] = np.ma.masked_where(~(values >= (norm.vmin or 0.0)) | (values == 0), values)
+    return masked
 
 
 def grid_image(axes: Axes, values: Floats, norm: Normalize | None = None, cmap: str = "cividis") -> AxesImage:

@@ -133,7 +133,7 @@ def _layer_map(axes: Axes, received: Floats, sample: Sample) -> None:
     named_ticks(axes.yaxis, layers, 16)
     whole_ticks(axes.xaxis, 8)
     axes.set(xlabel="token position", ylabel="layer", title="By position and layer")
-    colour_bar(mesh, axes, "attention received per token\n(blank: none)")
+    colour_bar(mesh, axes, "attention received per token\n(blank: less)")
 
 
 def _top_tokens(axes: Axes, mean: Floats, sample: Sample) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from kvcompress.analysis.fidelity.conversation import Conversation
+from kvcompress.analysis.similarity.spacing import evenly_spaced
 from kvcompress.engine.cache import CompressedCache
 from kvcompress.engine.events import Observer, PrefillEvent
 from kvcompress.policies.snapkv import SnapKV
 
 _WINDOW = 16  # last tokens, which observe the others
+_MOST_TOKENS = 512  # scores of tokens that are written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,3 +98,24 @@ def prompt_importance(model: PreTrainedModel, prompt: Sequence[int]) -> Importan
                 f"the attention or the values of layer {entry.layer} are not finite. Run the model in a wider dtype."
             )
     return tuple(listener.layers)
+
+
+def importance_json(importance: Importance, most_tokens: int = _MOST_TOKENS) -> dict[str, Any]:
+    """The scores as in ``pruning.json``; infinite ones, of the last tokens, are None.
+
+    Args:
+        importance: of a prompt.
+        most_tokens: of how many tokens at most, evenly spaced; their scores are means over heads.
+    """
+    places = evenly_spaced(importance[0].tokens.shape[1], most_tokens)
+    tokens = [entry.tokens.mean(0)[places] for entry in importance]
+    return {
+        "layers": [entry.whole for entry in importance],
+        "heads": [entry.heads.tolist() for entry in importance],
+        "dimensions": {
+            "keys": [entry.key_dimensions.tolist() for entry in importance],
+            "values": [entry.value_dimensions.tolist() for entry in importance],
+        },
+        "tokens": [[value if isfinite(value) else None for value in row.tolist()] for row in tokens],
+        "token_positions": places.tolist(),
+    }

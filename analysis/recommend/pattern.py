@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from kvcompress.analysis.summary.reader import Sample
+from kvcompress.analysis.summary.schema import PREFILL
 
 PatternName = Literal["recency", "sparse", "uniform"]
 
@@ -60,7 +61,8 @@ def find_pattern(sample: Sample) -> Pattern:
     """
     settings = sample.summary.settings
     keys = sample.tensor("attention.keys").double()  # [E, L]
-    counted, notes = _counted_events(keys, _LEAST_KEYS * (settings.recent_tokens + settings.sink_tokens))
+    least = _LEAST_KEYS * (settings.recent_tokens + settings.sink_tokens)
+    counted, notes = _counted_events(keys, sample.kinds != PREFILL, least)
     if sample.compressed:
         notes.append("the capture was compressed: what had been evicted could not be attended")
     recent, sink = _mean(sample, "recent_mass", counted), _mean(sample, "sink_mass", counted)
@@ -81,12 +83,20 @@ def find_pattern(sample: Sample) -> Pattern:
     )
 
 
-def _counted_events(keys: torch.Tensor, least: int) -> tuple[torch.Tensor, list[str]]:
-    """Which events are counted, bool ``[E]``, and what is to be noted about them."""
+def _counted_events(keys: torch.Tensor, single: torch.Tensor, least: int) -> tuple[torch.Tensor, list[str]]:
+    """Which events are counted, bool ``[E]``, and what is to be noted about them.
+
+    Decoded tokens see everything that came before; the first queries of a prompt see little but their neighbours.
+    """
     seen = keys.nan_to_num(nan=0.0).mean(1)
     enough = seen >= least
+    if bool((enough & single).any()):
+        return enough & single, []
     if bool(enough.any()):
-        return enough, []
+        note = (
+            f"no decoded token sees {least} keys; prompts were counted, whose first queries see their neighbours alone"
+        )
+        return enough, [note]
     if not bool((seen > 0).any()):
         raise ValueError("the sample has no event with attention in it, so there is no pattern. Capture a longer text.")
     note = (

@@ -91,7 +91,7 @@ def _proposal(strategy: Strategy) -> Iterator[str]:
 
 def _table(found: MeasuredStrategy) -> Iterator[str]:
     yield _title(found.strategy)
-    yield f"  {'cache size':>10}  {'removed':>8}  {'KL, nats':>9}  {'equal':>7}  {'bytes held':>24}  "
+    yield f"  {'cache size':>10}  {'removed':>8}  {'KL, nats':>9}  {'equal':>7}  {'bytes held':>24}"
     for place, step in enumerate(found.ladder):
         mark = "<- how far you can go" if place == found.chosen else "" if step.within else "outside"
         yield (

@@ -130,7 +130,7 @@ def parameters_at(policy: str, cache_size: int, own: Mapping[str, Any]) -> dict[
         window = min(window, cache_size // 4)
     if window < 1 or cache_size <= window + sinks:
         return None
-    return {**own, "cache_size": cache_size, "window_size": window, "sink_tokens": sinks}
+    return {"cache_size": cache_size, **own, "window_size": window, "sink_tokens": sinks}
 
 
 def _own_parameters(own_policy: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

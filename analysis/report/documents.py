@@ -16,7 +16,7 @@ RECOMMENDATIONS: Final = "compression_recommendations.json"
 MOST_JSON_BYTES: Final = 4 * 2**20
 MOST_PICTURE_BYTES: Final = 16 * 2**20  # of all embedded pictures of a page together
 MOST_LINKS: Final = 500
-_PICTURE_FOLDERS: Final = (".", "plots", "reports/plots")
+_PICTURE_FOLDERS: Final = (".", "plots", "reports/plots", "layers", "heads", "tokens", "embeddings", "tucker")
 
 
 @dataclass(slots=True, kw_only=True)

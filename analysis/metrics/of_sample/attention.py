@@ -52,6 +52,15 @@ def by_layer(sample: Sample, which: torch.Tensor | None = None) -> dict[str, tor
     return metrics
 
 
+def overall(sample: Sample, which: torch.Tensor | None = None) -> dict[str, torch.Tensor] | None:
+    """:func:`by_layer`, mean over layers: a float64 number each; None without such events."""
+    if which is not None and not bool(which.any()):
+        return None
+    metrics = {name: values.nanmean() for name, values in by_layer(sample, which).items()}
+    metrics["focus"] = 1 / metrics["entropy"]
+    return metrics
+
+
 def by_event(sample: Sample) -> dict[str, torch.Tensor]:
     """Each metric at each event, mean over layers and heads: float64 ``[E]``."""
     metrics = {name: mean_by_event(sample, f"attention.{name}") for name in SCALARS}
@@ -86,9 +95,9 @@ def section(sample: Sample) -> dict[str, Any]:
     generated = is_generated(sample)
     over_time = by_event(sample)
     return {
-        "overall": {name: values.nanmean() for name, values in layers.items()},
-        "prompt": _overall(sample, is_prompt(sample)),
-        "generated": _overall(sample, generated),
+        "overall": overall(sample),
+        "prompt": overall(sample, is_prompt(sample)),
+        "generated": overall(sample, generated),
         "layers": [
             {"layer": number, "name": name, **{metric: values[place] for metric, values in layers.items()}}
             for place, (number, name) in enumerate(zip(summary.layer_indices, summary.layer_names, strict=True))
@@ -105,9 +114,3 @@ def section(sample: Sample) -> dict[str, Any]:
             },
         },
     }
-
-
-def _overall(sample: Sample, which: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    if not bool(which.any()):
-        return None
-    return {name: values.nanmean() for name, values in by_layer(sample, which).items()}
