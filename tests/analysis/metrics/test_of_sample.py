@@ -70,6 +70,13 @@ class TestAttention:
         close(layers["entropy"], attention.entropy(values).mean((1, 2)))
         close(layers["focus"], 1 / attention.entropy(values).mean((1, 2)))
 
+    def test_overall(self, whole: Whole) -> None:
+        found = of_attention.overall(whole.sample)
+        assert found is not None
+        close(found["entropy"], attention.entropy(whole.map).mean())
+        close(found["focus"], 1 / attention.entropy(whole.map).mean())
+        assert of_attention.overall(whole.sample, whole.sample.kinds > 1) is None
+
     def test_evolution(self, whole: Whole) -> None:
         found = of_attention.by_event(whole.sample)
         close(found["entropy"], torch.stack([attention.entropy(p).mean() for p in whole.attention]))
