@@ -7,23 +7,38 @@ from typing import Annotated
 
 import typer
 
+from kvcompress.commands.analyze import analyze, generation, samples
 from kvcompress.commands.bench import bench
+from kvcompress.commands.capture import capture
 from kvcompress.commands.demo import demo
 from kvcompress.commands.failures import OneLineErrors
 from kvcompress.commands.generate import generate
 from kvcompress.commands.policies import policies
 
+_COMPRESS, _SEE, _COMPARE = "Compress", "See what the model attends to and what compression does", "Compare"
+
+
+def _with_hyphens(name: str) -> str:
+    """Lets every option be written with underscores too, as --cache_size; values are not touched."""
+    return name.replace("_", "-")
+
+
 app = typer.Typer(
     cls=OneLineErrors,
+    context_settings={"token_normalize_func": _with_hyphens},
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Compresses the KV cache of Hugging Face decoders while they run. "
     "Start with `kvcompress demo`; an error shows its traceback where KVCOMPRESS_TRACEBACK=1 is set.",
 )
-app.command()(generate)
-app.command()(demo)
-app.command()(policies)
-app.add_typer(bench, name="bench")
+app.command(rich_help_panel=_COMPRESS)(generate)
+app.command(rich_help_panel=_COMPRESS)(demo)
+app.command(rich_help_panel=_COMPRESS)(policies)
+app.command(rich_help_panel=_SEE)(capture)
+app.command(rich_help_panel=_SEE)(analyze)
+app.command(rich_help_panel=_SEE)(generation)
+app.command(rich_help_panel=_SEE)(samples)
+app.add_typer(bench, name="bench", rich_help_panel=_COMPARE)
 
 
 def _print_version(wanted: bool) -> None:

@@ -81,6 +81,8 @@ def _describe(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, ValueError | TypeError):
         return str(error) if _is_ours(error) else _foreign(error), BAD_INPUT
+    if isinstance(error, OSError):
+        return _of_the_system(error), BAD_INPUT
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         advice = "Give a shorter prompt, a smaller --dtype, or leave --compare-full out."
         return f"the device's memory is too small for this run ({first_line(error)}). {advice}", OUT_OF_MEMORY
@@ -95,6 +97,13 @@ def _is_ours(error: Exception) -> bool:
     while frames.tb_next is not None:
         frames = frames.tb_next
     return str(frames.tb_frame.f_globals.get("__name__", "")).startswith("kvcompress.")
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system says of a file; an error raised by this package has its whole message already."""
+    if error.strerror is None:
+        return str(error) if _is_ours(error) else _foreign(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _foreign(error: Exception) -> str:

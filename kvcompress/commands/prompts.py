@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from kvcompress.commands.failures import CommandError
 
 STDIN = Path("-")
+MOST_BYTES = 128 << 20  # some 30 million tokens: longer than any model's text
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
@@ -31,14 +33,22 @@ def read_prompt(text: str | None, file: Path | None) -> str:
 
 def _bytes_of(file: Path, name: str) -> bytes:
     if file == STDIN:
-        return sys.stdin.buffer.read()
+        return _limited(sys.stdin.buffer, name)
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return _limited(opened, name)
     except FileNotFoundError:
         raise CommandError(f"{name} must be a file; there is none. Check the path.") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CommandError(f"{name} must be a file that can be read; got: {reason}") from None
+
+
+def _limited(stream: BinaryIO, name: str) -> bytes:
+    data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise CommandError(f"{name} must hold at most {MOST_BYTES >> 20} MiB; it holds more. Give a shorter text.")
+    return data
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -1,0 +1,80 @@
+"""``kvcompress capture``: records what a model attends to while it generates."""
+
+from __future__ import annotations
+
+from kvcompress.commands import analysis_options, capture_options, options
+
+
+def capture(
+    model: capture_options.Model = None,
+    output_dir: capture_options.OutputDir = capture_options.DEFAULT_FOLDER,
+    prompt: analysis_options.Prompt = None,
+    prompt_file: options.PromptFile = None,
+    use_wikitext: analysis_options.UseWikitext = False,
+    wikitext_index: analysis_options.WikitextIndex = 0,
+    max_samples: analysis_options.MaxSamples = 1,
+    max_length: analysis_options.MaxLength = None,
+    max_new_tokens: options.MaxNewTokens = 32,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = 0,
+    compress: capture_options.Compress = False,
+    policy: capture_options.PolicyName = None,
+    cache_size: options.CacheSize = None,
+    compression_ratio: options.CompressionRatio = None,
+    window_size: options.WindowSize = None,
+    sink_tokens: options.SinkTokens = None,
+    tau1: options.Tau1 = None,
+    tau2: options.Tau2 = None,
+    gamma: options.Gamma = None,
+    preset: capture_options.Preset = None,
+    max_queries: capture_options.MaxQueries = 256,
+    save_attention: capture_options.SaveAttention = False,
+    save_layers: capture_options.SaveLayers = None,
+    save_heads: capture_options.SaveHeads = None,
+    save_max_tokens: capture_options.SaveMaxTokens = None,
+    save_kv: capture_options.SaveKv = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    force: capture_options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Record what a model attends to while it generates, at any length.
+
+    A sample is a pair of files in --output-dir, docs/formats.md describes them; no matrix of tokens by tokens is stored
+    without --save-attention. Nothing is compressed without --compress. `analyze`, `plot`, `report` and `recommend` go
+    on from there; `run` does it all at once.
+    """
+    from kvcompress.commands.capture_request import CaptureRequest, policy_choice, recorder_settings
+    from kvcompress.commands.capture_work import run_capture
+    from kvcompress.commands.runs import Settings
+    from kvcompress.commands.texts import TextChoice
+
+    texts = TextChoice(
+        prompt=prompt,
+        prompt_file=prompt_file,
+        use_wikitext=use_wikitext,
+        wikitext_index=wikitext_index,
+        max_samples=max_samples,
+    )
+    sizes = {"cache_size": cache_size, "compression_ratio": compression_ratio, "window_size": window_size}
+    weights = {"sink_tokens": sink_tokens, "tau1": tau1, "tau2": tau2, "gamma": gamma}
+    request = CaptureRequest(
+        model=model,
+        output_dir=output_dir,
+        texts=texts,
+        max_length=max_length,
+        settings=Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
+        choice=policy_choice(sizes | weights, compress=compress, policy=policy, preset=preset, model=model, seed=seed),
+        recorder=recorder_settings(
+            max_queries=max_queries,
+            save_attention=save_attention,
+            layers=save_layers,
+            heads=save_heads,
+            max_tokens=save_max_tokens,
+            save_kv=save_kv,
+        ),
+        device=device,
+        dtype=dtype,
+        force=force,
+    )
+    run_capture(request, as_json=as_json)

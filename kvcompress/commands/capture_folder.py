@@ -1,0 +1,70 @@
+"""The folder that a capture is written into: checked before a model is loaded, and left as it was after a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from kvcompress.analysis.summary.paths import sample_indices
+from kvcompress.commands.failures import CommandError
+
+
+class OutputFolder:
+    """A folder that may not be there yet.
+
+    Args:
+        path: the folder.
+        force: whether samples that it has may be overwritten.
+
+    Raises:
+        CommandError: it has samples and ``force`` is not set, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, force: bool) -> None:
+        self.path = path
+        self._above = _nearest_there(path)
+        check_writable(path)
+        there = sample_indices(path)
+        if there and not force:
+            raise CommandError(
+                f"{path} has a capture already (samples {', '.join(map(str, there))}). Choose another --output-dir, "
+                "or overwrite it with --force."
+            )
+
+    @property
+    def free_bytes(self) -> int:
+        """Free space of its disk."""
+        return shutil.disk_usage(self._above).free
+
+    def others(self, count: int) -> tuple[int, ...]:
+        """Samples of the folder with numbers from ``count`` on: of an earlier capture."""
+        return tuple(index for index in sample_indices(self.path) if index >= count)
+
+    def remove_if_new_and_empty(self) -> None:
+        """Removes the folders that were made for nothing."""
+        path = Path(os.path.abspath(self.path))
+        while path != self._above and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+            path = path.parent
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that a folder can be written, or made.
+
+    Raises:
+        CommandError: it cannot.
+    """
+    above = _nearest_there(folder)
+    if not above.is_dir():
+        raise CommandError(f"--output-dir must be a folder; {above} is a file. Choose another.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CommandError(f"--output-dir must be a folder that can be written; {above} cannot. Choose another.")
+
+
+def _nearest_there(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    path = Path(os.path.abspath(path))
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,115 @@
+"""What a capture is asked for, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvcompress.analysis.capture.raw import RawRequest
+from kvcompress.analysis.capture.settings import RecorderSettings
+from kvcompress.commands.capture_models import is_short_name
+from kvcompress.commands.choice import PolicyChoice
+from kvcompress.commands.failures import CommandError
+from kvcompress.commands.lists import indices
+from kvcompress.commands.runs import Settings
+from kvcompress.commands.texts import TextChoice
+
+_CAKE = ("cake", "cake_reference")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureRequest:
+    """What the user asked for.
+
+    Attributes:
+        model: a folder, a hub id, a short name, or None for the embedded model.
+        output_dir: folder of the capture.
+        texts: which texts.
+        max_length: most tokens of a prompt; None: what the model's positions allow.
+        settings: how tokens are chosen.
+        choice: the policy; None: the full cache.
+        recorder: what is stored.
+        device: see :func:`kvcompress.commands.loading.choose_place`.
+        dtype: see there.
+        force: overwrite samples that are there.
+    """
+
+    model: str | None
+    output_dir: Path
+    texts: TextChoice
+    max_length: int | None
+    settings: Settings
+    choice: PolicyChoice | None
+    recorder: RecorderSettings
+    device: str
+    dtype: str
+    force: bool
+
+
+def policy_choice(
+    parameters: Mapping[str, Any],
+    *,
+    compress: bool,
+    policy: str | None,
+    preset: str | None,
+    model: str | None,
+    seed: int,
+) -> PolicyChoice | None:
+    """The policy that the options describe; None without ``--compress``.
+
+    Args:
+        parameters: of the policy, by name; None stands for its default.
+        compress: whether to compress at all.
+        policy: its name; None: cake.
+        preset: published temperatures; None: those of a model given by its short name.
+        model: what was given to ``--model``.
+        seed: of policies that draw.
+
+    Raises:
+        CommandError: options of a policy without ``--compress``.
+        ValueError: an unknown policy or preset, or a value out of range.
+        TypeError: a parameter that the policy does not have.
+    """
+    if not compress:
+        given = [
+            name for name, value in {"policy": policy, "preset": preset, **parameters}.items() if value is not None
+        ]
+        if given:
+            names = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise CommandError(f"{names} must come with --compress; it is not given. Add it, or leave them out.")
+        return None
+    name = policy or "cake"
+    published = model if name in _CAKE and is_short_name(model) else None
+    choice = PolicyChoice(name, parameters, preset=preset or published, seed=seed)
+    choice.check()
+    return choice
+
+
+def recorder_settings(
+    *,
+    max_queries: int,
+    save_attention: bool,
+    layers: str | None,
+    heads: str | None,
+    max_tokens: int | None,
+    save_kv: bool,
+) -> RecorderSettings:
+    """What is stored, as the options say it.
+
+    Raises:
+        CommandError: a list that cannot be read, or options of raw attention without ``--save-attention``.
+    """
+    options = {"--save-layers": layers, "--save-heads": heads, "--save-max-tokens": max_tokens}
+    given = [name for name, value in options.items() if value is not None]
+    if given and not save_attention:
+        raise CommandError(f"{', '.join(given)} must come with --save-attention; it is not given. Add it.")
+    limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+    raw = RawRequest(layers=_indices("--save-layers", layers), heads=_indices("--save-heads", heads), **limit)
+    return RecorderSettings(max_queries=max_queries, raw=raw if save_attention else None, save_kv=save_kv)
+
+
+def _indices(option: str, listed: str | None) -> tuple[int, ...] | None:
+    found = indices(option, listed)
+    return None if found is None else tuple(found)
