@@ -15,6 +15,7 @@ from kvcompress.analysis.plots.jobs import Job, Request, check_request, not_draw
 from kvcompress.analysis.plots.problems import NothingToDrawError
 from kvcompress.analysis.plots.registry import UserPlotWarning
 from kvcompress.analysis.plots.saving import refuse_existing, save_html, save_png
+from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.reader import Sample, list_samples, read_sample
 
 
@@ -127,12 +128,7 @@ class AttentionVisualizer:
         Raises:
             ValueError: an unknown picture, layer, step or head; else as :meth:`generate_comprehensive_report`.
         """
-        sample = self.load_attention_data(sample_idx)
-        check_request(sample, request)
-        left_out = not_drawn(sample, request) if request.names is None else {}
-        jobs = list(sample_jobs(sample, request, self.output_dir))
-        if request.names is not None or sample.index == self._first():  # results are of the model, not of a sample
-            jobs += result_jobs(self.folder, request, self.output_dir, left_out)
+        jobs, left_out = self._jobs(request, sample_idx)
         if not force:
             refuse_existing(job.path for job in jobs)
         written = WrittenPlots(left_out=left_out)
@@ -141,6 +137,25 @@ class AttentionVisualizer:
             if advance is not None:
                 advance(done, len(jobs))
         return written
+
+    def planned_files(self, request: Request, sample_idx: int | None = None) -> list[Path]:
+        """The files that :meth:`draw` would write, as far as the sample has data for them.
+
+        Raises:
+            ValueError: as :meth:`draw`.
+        """
+        return [job.path for job in self._jobs(request, sample_idx)[0]]
+
+    def _jobs(self, request: Request, sample_idx: int | None) -> tuple[list[Job], dict[str, str]]:
+        sample = self.load_attention_data(sample_idx)
+        if not sample.events:
+            raise SummaryError(f"sample {sample.index} of {self.folder} must have at least one event; it has none")
+        check_request(sample, request)
+        left_out = not_drawn(sample, request) if request.names is None else {}
+        jobs = list(sample_jobs(sample, request, self.output_dir))
+        if request.names is not None or sample.index == self._first():  # results are of the model, not of a sample
+            jobs += result_jobs(self.folder, request, self.output_dir, left_out)
+        return jobs, left_out
 
     def _first(self) -> int:
         return next(iter(list_samples(self.folder)), 0)

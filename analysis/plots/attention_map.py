@@ -14,7 +14,7 @@ from kvcompress.analysis.plots.text import counted
 from kvcompress.analysis.summary.reader import Sample
 from kvcompress.analysis.summary.schema import RAW_ATTENTION
 
-Source = Literal["raw", "bins", "position bins"]
+Source = Literal["raw", "bins", "tokens", "position bins"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,8 @@ class AttentionMap:
         values: float64 ``[rows, columns]``, in [0, 1]; NaN for queries that were not observed.
         query_edges: ``[rows + 1]``, positions where the ranges of queries begin, and the end.
         key_edges: ``[columns + 1]``, the same of the keys.
-        source: ``raw`` (every query and key), ``bins`` (``heatmap.mass``) or ``position bins`` (one row, of
-            ``attention.position_mass``).
+        source: ``raw`` (every query and key), ``bins`` (of ``heatmap.mass``), ``tokens`` (one row with every key, of
+            ``token.mass``) or ``position bins`` (one row, of ``attention.position_mass``).
         heads: what the map is of: ``head 3``, ``mean over 8 heads``.
     """
 
@@ -49,7 +49,7 @@ class AttentionMap:
             return "raw attention"
         if self.source == "bins":
             return f"{rows} × {columns} bins"
-        return counted(columns, "position bin")
+        return "every token" if self.source == "tokens" else counted(columns, "position bin")
 
 
 def attention_map(sample: Sample, layer: int, step: int, head: int | None = None) -> AttentionMap:
@@ -72,6 +72,8 @@ def attention_map(sample: Sample, layer: int, step: int, head: int | None = None
     binned = np.flatnonzero(whole(sample, "heatmap.event") == step)
     if len(binned):
         return _binned(sample, int(binned[0]), place, step, head)
+    if head is None and step in sample.token_mass_events:
+        return _by_token(sample, place, step)
     mass = floats(sample, "attention.position_mass", step, place)
     values, edges = per_token(mean_over(mass, 0) if head is None else mass[head], int(event_tokens(sample)[step]))
     return AttentionMap(
@@ -117,6 +119,18 @@ def _binned(sample: Sample, entry: int, place: int, step: int, head: int | None)
         key_edges=key_edges,
         source="bins",
         heads=head_name(sample, head),
+    )
+
+
+def _by_token(sample: Sample, place: int, step: int) -> AttentionMap:
+    """The mean over heads of a step with a single query."""
+    mass: Floats = sample.token_mass(step)[place].double().numpy()
+    return AttentionMap(
+        values=mass[None],
+        query_edges=_query_range(sample, step),
+        key_edges=np.arange(len(mass) + 1),
+        source="tokens",
+        heads=head_name(sample, None),
     )
 
 

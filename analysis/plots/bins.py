@@ -55,7 +55,8 @@ def on_edges(mass: Floats, tokens: int, edges: Floats | Whole) -> Floats:
     inside = np.minimum(edges, tokens)
     widths = np.diff(inside).astype(np.float64)
     gained = np.diff(np.interp(inside, own, cumulative))
-    return np.divide(gained, widths, out=np.full(len(widths), np.nan), where=widths > 0)
+    density: Floats = np.divide(gained, widths, out=np.full(len(widths), np.nan), where=widths > 0)
+    return density
 
 
 def rows_on_common_edges(mass: Floats, tokens: Whole) -> tuple[Floats, Whole]:

@@ -189,7 +189,7 @@ def _single_query(sample: Sample, shown: AttentionMap, layer: int, step: int, he
     named_ticks(below.yaxis, range(len(by_head)))
     if head is not None:
         below.axhspan(head - 0.5, head + 0.5, fill=False, edgecolor=VERMILION, linewidth=2)
-    below.set(xlabel=_KEY_AXIS, ylabel="query head", title="every head: position bins")
+    below.set(xlabel=_KEY_AXIS, ylabel="query head", title="every head, over position bins")
     whole_ticks(below.xaxis)
     colour_bar(mesh, below, PROBABILITY_OR_BLANK)
     return figure

@@ -64,17 +64,21 @@ def interactive_attention(sample: Sample, layer: int, step: int = 0, head: int |
     """
     choice = _choice(sample, layer, step, head)
     maps = {key: attention_map(sample, *key) for key in product(choice.layers, choice.steps, choice.heads)}
-    figure = go.Figure([_trace(maps, choice, of, by) for of in choice.layers for by in choice.heads])
+    colours = _limits([shown.values for shown in maps.values()])
+    traces = [_trace(maps, choice, of, by, colours["cmin"]) for of in choice.layers for by in choice.heads]
+    figure = go.Figure(traces)
     figure.update_layout(
         title={"text": escape(f"Attention in {sample.summary.model.name}, sample {sample.index}"), "x": 0.02},
-        xaxis={"title": _KEYS, "constrain": "domain"},
-        yaxis={"title": _QUERIES, "autorange": "reversed"},
-        coloraxis={"colorscale": "Viridis", "colorbar": _BAR, **_limits([shown.values for shown in maps.values()])},
+        xaxis={"title": _KEYS, "showgrid": False},
+        yaxis_showgrid=False,
+        yaxis_autorange="reversed",
+        **{f"yaxis_{name.replace('.', '_')}": value for name, value in _query_axis(maps[layer, step, head]).items()},
+        coloraxis={"colorscale": "Viridis", "colorbar": _BAR, **colours},
         plot_bgcolor="#ececec",
-        height=760,
-        margin={"t": 120, "b": 150},
+        height=720,
+        margin={"t": 110, "b": 130},
         updatemenus=_menus(choice),
-        sliders=[_slider(sample, maps, choice)],
+        sliders=[_slider(sample, maps, choice, colours["cmin"])],
     )
     return figure
 
@@ -102,9 +106,12 @@ def surface(sample: Sample, layer: int, step: int, head: int | None = None) -> g
         x, y, z = _rows_up_to(sample, layer, step, head)
         rows = "step (event)"
     else:
-        x, y, z = _middle(shown.key_edges), _middle(shown.query_edges), shown.values
+        x, y = _middle(shown.key_edges), _middle(shown.query_edges)
+        future = shown.key_edges[:-1] >= shown.query_edges[1:, None]
+        z = np.where(future & (shown.values == 0), np.nan, shown.values)
         rows = _QUERIES
-    z = np.where(z > 0, z, np.nan)
+    colours = _limits([z])
+    z = np.maximum(z, 10 ** colours["cmin"])  # as good as none; NaN stays
     hover = "key %{x:.0f}<br>row %{y:.0f}<br>probability %{z:.3g}<extra></extra>"
     figure = go.Figure(
         go.Surface(x=x, y=y, z=z, surfacecolor=_logarithm(z), coloraxis="coloraxis", hovertemplate=hover)
@@ -117,7 +124,7 @@ def surface(sample: Sample, layer: int, step: int, head: int | None = None) -> g
             "yaxis": {"title": rows},
             "zaxis": {"title": "attention probability per key token", "type": "log", "exponentformat": "power"},
         },
-        coloraxis={"colorscale": "Viridis", "colorbar": _BAR, **_limits([z])},
+        coloraxis={"colorscale": "Viridis", "colorbar": _BAR, **colours},
         height=760,
         updatemenus=[_scale_menu()],
     )
@@ -135,13 +142,13 @@ def _choice(sample: Sample, layer: int, step: int, head: int | None) -> Choice:
     return Choice(layers=layers, steps=steps, heads=heads, layer=layer, step=step, head=head)
 
 
-def _trace(maps: Maps, choice: Choice, layer: int, head: int | None) -> go.Heatmap:
+def _trace(maps: Maps, choice: Choice, layer: int, head: int | None, least: float) -> go.Heatmap:
     """One layer and head at the step shown first. The head's menu turns ``visible``, the layer's ``opacity``."""
     name = f"layer {layer}, {'mean over heads' if head is None else f'head {head}'}"
     shown = maps[layer, choice.step, head]
     here = layer == choice.layer
     return go.Heatmap(
-        z=_logarithm(shown.values).astype(np.float32),
+        z=_logarithm(shown.values, least).astype(np.float32),
         customdata=shown.values.astype(np.float32),
         x=shown.key_edges.tolist(),
         y=shown.query_edges.tolist(),
@@ -184,25 +191,33 @@ def _menus(choice: Choice) -> list[dict[str, Any]]:
     ]
 
 
-def _slider(sample: Sample, maps: Maps, choice: Choice) -> dict[str, Any]:
+def _slider(sample: Sample, maps: Maps, choice: Choice, least: float) -> dict[str, Any]:
     steps = []
     for step in choice.steps:
         shown = [maps[layer, step, head] for layer in choice.layers for head in choice.heads]
         change = {
-            "z": [_packed(_logarithm(one.values)) for one in shown],
+            "z": [_packed(_logarithm(one.values, least)) for one in shown],
             "customdata": [_packed(one.values) for one in shown],
             "x": [one.key_edges.tolist() for one in shown],
             "y": [one.query_edges.tolist() for one in shown],
         }
-        steps.append({"label": event_name(sample, step), "method": "restyle", "args": [change]})
+        axis = {f"yaxis.{name}": value for name, value in _query_axis(shown[0]).items()}
+        steps.append({"label": event_name(sample, step), "method": "update", "args": [change, axis]})
     return {
         "active": choice.steps.index(choice.step),
         "steps": steps,
-        "currentvalue": {"prefix": ""},
-        "pad": {"t": 60},
+        "currentvalue": {"prefix": "", "font": {"color": "#2a3f5f", "size": 14}},
+        "pad": {"t": 50},
         "ticklen": 3,
         "font": {"color": "rgba(0,0,0,0)"},  # labels of many steps overlap; the current one is written above
     }
+
+
+def _query_axis(shown: AttentionMap) -> dict[str, Any]:
+    """The axis of queries; a single query has no ticks but its position in the title."""
+    if shown.single:
+        return {"title.text": f"query at position {shown.query_edges[0]}", "showticklabels": False}
+    return {"title.text": _QUERIES, "showticklabels": True}
 
 
 def _scale_menu() -> dict[str, Any]:
@@ -229,9 +244,10 @@ def _middle(edges: Whole) -> Floats:
     return (edges[:-1] + edges[1:] - 1) / 2
 
 
-def _logarithm(values: Floats) -> Floats:
-    """Decimal logarithm; NaN where there is no attention."""
-    return np.log10(values, out=np.full(values.shape, np.nan), where=values > 0)
+def _logarithm(values: Floats, least: float = -np.inf) -> Floats:
+    """Decimal logarithm; NaN where there is no attention, or less than the colours show."""
+    logarithm = np.log10(values, out=np.full(values.shape, np.nan), where=values > 0)
+    return np.where(logarithm >= least, logarithm, np.nan)
 
 
 def _packed(values: Floats) -> dict[str, str]:

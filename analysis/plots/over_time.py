@@ -172,10 +172,10 @@ def comprehensive(sample: Sample) -> Figure:
         f"Attention of sample {sample.index}: {counted(sample.token_count, 'token')}, {counted(sample.events, 'step')}"
     )
     figure = new_figure(10.2, f"{title}, {counted(sample.summary.model.layers, 'layer')}, {head_name(sample, None)}")
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 2])
-    over_time(above.subplots(), sample)
+    parts = figure.subfigures(2, 1, height_ratios=[1, 2], squeeze=False)[:, 0]
+    over_time(parts[0].subplots(), sample)
     lower = (recent_vs_distant, sequence_growth, distance_profile, cumulative_mass)
-    for axes, draw in zip(below.subplots(2, 2).flat, lower, strict=True):
+    for axes, draw in zip(parts[1].subplots(2, 2).flat, lower, strict=True):
         draw(axes, sample)
     return figure
 

@@ -16,7 +16,7 @@ from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from kvcompress.analysis.plots.bins import Floats, Whole
+from kvcompress.analysis.plots.bins import Floats
 from kvcompress.analysis.plots.style import BLANK, VERMILION
 
 PROBABILITY = "attention probability\nper key token"
@@ -39,7 +39,7 @@ def probability_norm(*maps: Floats) -> Normalize:
     return LogNorm(least if least < most else most / 10, most)
 
 
-def probability_mesh(axes: Axes, values: Floats, x: Floats | Whole, y: Floats | Whole, norm: Normalize) -> QuadMesh:
+def probability_mesh(axes: Axes, values: Floats, x: npt.ArrayLike, y: npt.ArrayLike, norm: Normalize) -> QuadMesh:
     """Probabilities over ranges of tokens; what lies below the colours, or is NaN (not observed), stays blank.
 
     Args:
@@ -74,11 +74,11 @@ def write_values(axes: Axes, image: AxesImage, values: Floats, form: str = ".2f"
     for row, column in np.ndindex(*values.shape):
         value = values[row, column]
         if np.isfinite(value):
-            dark = sum(image.cmap(image.norm(value))[:3]) < 1.5  # type: ignore[index] # of one value: RGBA
+            dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
             axes.text(
                 column,
                 row,
-                format(value, form),
+                format(value, form).replace("-0.00", "0.00"),
                 ha="center",
                 va="center",
                 fontsize=7.5,
@@ -96,7 +96,7 @@ def colour_bar(drawn: ScalarMappable, axes: Axes | Sequence[Axes], label: str) -
     """
     first = axes if isinstance(axes, Axes) else axes[0]
     bar = first.figure.colorbar(drawn, ax=axes, label=label, pad=0.015, aspect=28)
-    bar.outline.set_visible(False)  # type: ignore[operator] # a Spine
+    bar.outline.set_visible(False)
     if isinstance(drawn.norm, LogNorm):
         least, most = drawn.get_clim()
         plain_numbers(bar.ax.yaxis, every_tick=bool(least and most and most < 20 * least))

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kvcompress.analysis.plots.bins import Floats
 from kvcompress.analysis.plots.panels import colour_bar, from_zero, grid_image, named_ticks
 from kvcompress.analysis.plots.problems import NothingToDrawError
 from kvcompress.analysis.plots.results import Results, numbers, of_target
@@ -15,6 +16,7 @@ from kvcompress.analysis.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILION
 from kvcompress.analysis.plots.text import counted, printable
 
 _TARGETS = ("keys", "values")
+_MOST_WRITTEN = 16
 
 
 @styled
@@ -76,10 +78,13 @@ def layer_sensitivity(results: Results) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, values: Any, colour: str) -> None:
+def _bars(axes: Axes, values: Floats, colour: str) -> None:
     axes.bar(range(len(values)), np.nan_to_num(values), color=colour, width=0.75)
     axes.grid(visible=False, axis="x")
     from_zero(axes)
+    if len(values) <= _MOST_WRITTEN:
+        for place, value in enumerate(values):
+            axes.annotate(f"{value:.2g}", (place, value), ha="center", va="bottom", fontsize=8)
 
 
 def _components(figure: Figure, panels: dict[str, Axes], shown: dict[str, Any]) -> None:
