@@ -1,6 +1,6 @@
 """What recording costs: `python -m kvcompress.bench.capture_overhead [--quick] [--cpu-time]`.
 
-A small random model reads a long prompt and decodes some tokens, with and without a recorder, the same cache both times.
+A small random model reads a long prompt and decodes some tokens, with and without a recorder, with the same cache.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress.analysis.capture.layer_call import DecodeCall, PlainCall, PrefillCall
-from kvcompress.analysis.capture.session import Session
+from kvcompress.analysis.capture.sink import AttentionSink
 from kvcompress.engine.attach import attach, detach, is_attached, text_config
 from kvcompress.engine.attention import AttentionCall
 from kvcompress.engine.cache import CompressedCache
@@ -21,12 +21,12 @@ class HuggingFaceSource(Observer):
 
     Args:
         model: the model.
-        session: where it goes.
+        sink: where it goes.
         layers: indices of the layers that are captured; None: all.
     """
 
-    def __init__(self, model: PreTrainedModel, session: Session, layers: frozenset[int] | None) -> None:
-        self.model, self.session, self.layers = model, session, layers
+    def __init__(self, model: PreTrainedModel, sink: AttentionSink, layers: frozenset[int] | None) -> None:
+        self.model, self.sink, self.layers = model, sink, layers
         self._modules = {id(module) for module in model.modules()}
         self._was_attached = True
         self._observed: list[CompressedCache] = []
@@ -65,15 +65,15 @@ class HuggingFaceSource(Observer):
             mask=call.mask,
             spec=call.spec(sliding),
             causal=self._is_causal(call),
-            first_query=self.session.seen,
+            first_query=self.sink.seen,
         )
-        self.session.add_layer(_layer_idx(call.module), plain)
+        self.sink.add_layer(_layer_idx(call.module), plain)
 
     def on_compressed(self, cache: CompressedCache, module: torch.nn.Module) -> None:
         """A compressed layer is about to attend: its cache is observed from now on."""
         if id(module) not in self._modules:
             return
-        self.session.hear_cache(cache)
+        self.sink.hear_cache(cache)
         if not any(cache is observed for observed in self._observed):
             cache.add_observer(self)
             self._observed.append(cache)
@@ -84,22 +84,22 @@ class HuggingFaceSource(Observer):
         """A compressed layer has attended a block and scored it."""
         if not self._wants(event.layer_idx):
             return
-        first = self.session.seen
-        self.session.add_layer(event.layer_idx, PrefillCall(event, first))
+        first = self.sink.seen
+        self.sink.add_layer(event.layer_idx, PrefillCall(event, first))
         scored = event.scores.token_scores
         positions = event.positions[..., : scored.shape[-1]]
-        self.session.note_scores(event.layer_idx, positions, scored)
-        self.session.note_stored(event.layer_idx, event.positions, first)
+        self.sink.note_scores(event.layer_idx, positions, scored)
+        self.sink.note_stored(event.layer_idx, event.positions, first)
 
     def on_decode(self, event: DecodeEvent) -> None:
         """A compressed layer has decoded a token."""
         if self._wants(event.layer_idx):
-            self.session.add_layer(event.layer_idx, DecodeCall(event))
+            self.sink.add_layer(event.layer_idx, DecodeCall(event))
 
     def on_evict(self, event: EvictEvent) -> None:
         """A compressed layer has evicted tokens."""
         if self._wants(event.layer_idx):
-            self.session.note_evicted(event.layer_idx, event.evicted, event.stage)
+            self.sink.note_evicted(event.layer_idx, event.evicted, event.stage)
 
     def _wants(self, layer_idx: int) -> bool:
         return self.layers is None or layer_idx in self.layers

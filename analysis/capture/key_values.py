@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from kvcompress.analysis.capture.token_table import TokenTable
@@ -82,4 +84,4 @@ class KeyValueStatistics:
 def _root_mean_square(block: torch.Tensor) -> torch.Tensor:
     """Root mean square of each head: ``[heads]``."""
     norms: torch.Tensor = torch.linalg.vector_norm(block, dim=(1, 2), dtype=torch.float32)
-    return norms / max(block.shape[1] * block.shape[2], 1) ** 0.5
+    return norms / math.sqrt(max(block.shape[1] * block.shape[2], 1))

@@ -9,14 +9,12 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from kvcompress.analysis.capture.hugging_face import HuggingFaceSource
-from kvcompress.analysis.capture.model_pass import PassInputs
+from kvcompress.analysis.capture.listening import Listening, Source
 from kvcompress.analysis.capture.sample_capture import SampleCapture
-from kvcompress.analysis.capture.sdpa import SdpaSource, uses_attention_interface
 from kvcompress.analysis.capture.session import Session, Shapes
 from kvcompress.analysis.capture.settings import RecorderSettings
 from kvcompress.analysis.summary.errors import SummaryError
@@ -31,7 +29,8 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     A sample is one sequence; a batch makes one sample per row. With a cache of transformers or of this package, a new
     sample begins by itself where a cache that has seen nothing is used; otherwise call :meth:`new_sample`. What is
-    computed does not change, and no matrix of queries times keys is held unless raw attention is asked for. A sample
+    computed does not change (``nn.TransformerEncoder`` leaves its fused fast path, which moves the last bit), and no
+    matrix of queries times keys is held unless raw attention is asked for. A sample
     appears in the folder when it is complete; after an error the unfinished one is dropped.
 
     Args:
@@ -60,7 +59,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         name: str | None = None,
         layers: Sequence[int] | None = None,
         settings: RecorderSettings | None = None,
-        source: Literal["auto", "transformers", "sdpa"] = "auto",
+        source: Source = "auto",
         force: bool = False,
     ) -> None:
         self.model, self.folder, self.tokenizer = model, Path(folder), tokenizer
@@ -68,13 +67,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self.settings = settings or RecorderSettings()
         self._check_folder(force)
         self.session = Session(self.folder, self.settings, self._describe, first_sample=0)
-        chosen = _checked_layers(layers)
-        self._source: HuggingFaceSource | SdpaSource
-        if _through_transformers(model, source):
-            self._source = HuggingFaceSource(model, self.session, chosen)  # type: ignore[arg-type]
-        else:
-            self._source = SdpaSource(self.session, chosen)
-        self._hooks: list[Any] = []
+        self._listening = Listening(model, self.session, layers, source)
         self._started = 0.0
 
     # ---- what users call --------------------------------------------------------------------------------------------
@@ -109,36 +102,19 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def __enter__(self) -> Recorder:
         """Begins recording."""
-        self._hooks = [
-            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
         self._started = time.perf_counter()
-        self._source.start()
+        self._listening.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends recording: writes the samples in hand, or drops them after an error."""
-        self._source.stop()
-        for hook in self._hooks:
-            hook.remove()
+        self._listening.stop()
         if kind is None:
             self.session.finish_samples()
         else:
             self.session.discard_samples()
-
-    def _before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.session.begin_pass(PassInputs.of_call(args, kwargs))
-        if isinstance(self._source, SdpaSource):
-            self._source.begin_pass()
-
-    def _after(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if output is None:  # the forward has raised
-            self.session.drop_pass()
-        else:
-            self.session.end_pass()
 
     # ---- what goes into a sample's JSON ------------------------------------------------------------------------------
 
@@ -201,26 +177,6 @@ class Recorder(AbstractContextManager["Recorder"]):
 
 def _asdict(shapes: Shapes) -> dict[str, int]:
     return {name: getattr(shapes, name) for name in ("query_heads", "kv_heads", "head_dim", "value_dim")}
-
-
-def _checked_layers(layers: Sequence[int] | None) -> frozenset[int] | None:
-    if layers is None:
-        return None
-    if not layers or min(layers) < 0:
-        raise ValueError(f"layers must be indices from 0 on, at least one, got {list(layers)}; None captures all")
-    return frozenset(layers)
-
-
-def _through_transformers(model: torch.nn.Module, source: str) -> bool:
-    if source not in ("auto", "transformers", "sdpa"):
-        raise ValueError(f"source must be 'auto', 'transformers' or 'sdpa', got {source!r}")
-    able = uses_attention_interface(model)
-    if source == "transformers" and not able:
-        raise ValueError(
-            f"source='transformers' needs a model whose attention goes through transformers' AttentionInterface; got "
-            f"{type(model).__name__}. Use source='sdpa'."
-        )
-    return able and source != "sdpa"
 
 
 def _version(package: str) -> str | None:

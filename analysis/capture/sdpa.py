@@ -1,4 +1,4 @@
-"""Hears any PyTorch model that calls scaled_dot_product_attention, by a mode that intercepts the function."""
+"""Hears any PyTorch model that calls scaled_dot_product_attention or nn.MultiheadAttention, by intercepting them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from kvcompress.analysis.capture.layer_call import PlainCall
-from kvcompress.analysis.capture.session import Session
+from kvcompress.analysis.capture.multi_head import projected
+from kvcompress.analysis.capture.sink import AttentionSink
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 class SdpaSource(TorchFunctionMode):
-    """Lets every call of ``scaled_dot_product_attention`` run as it is, and reduces what it attended to.
+    """Lets every attention run as it is, and hands on what it attended to.
 
     Layers are numbered by their order within a pass of the model. Calls whose queries outnumber their keys (attention
     to another sequence) are left alone and counted.
 
     Args:
-        session: where it goes.
+        sink: where it goes.
         layers: numbers of the layers that are captured; None: all.
     """
 
-    def __init__(self, session: Session, layers: frozenset[int] | None) -> None:
+    def __init__(self, sink: AttentionSink, layers: frozenset[int] | None) -> None:
         super().__init__()
-        self.session, self.layers = session, layers
+        self.sink, self.layers = sink, layers
         self.number = 0
         self.left_out = 0
 
@@ -51,9 +52,11 @@ class SdpaSource(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            with torch.no_grad():
+        with torch.no_grad():
+            if func is F.scaled_dot_product_attention:
                 self._hear({**dict(zip(_PARAMETERS, args, strict=False)), **kwargs})
+            elif func is F.multi_head_attention_forward:  # what it calls inside is hidden from the mode
+                self._hear(projected(args, kwargs))
         return result
 
     def _hear(self, given: Mapping[str, Any]) -> None:
@@ -76,7 +79,7 @@ class SdpaSource(TorchFunctionMode):
             causal=causal,
             first_query=keys - queries,
         )
-        self.session.add_layer(number, call)
+        self.sink.add_layer(number, call)
 
 
 def _four_axes(tensor: torch.Tensor) -> torch.Tensor:
