@@ -53,10 +53,10 @@ class LayerSimilarity:
         return {
             "layer": self.layer,
             "target": self.target,
-            "token_cosine": self.token_cosine.tolist(),
+            "token_cosine": rounded(self.token_cosine),
             "mean_token_cosine": self.mean_token_cosine,
-            "head_cosine": self.head_cosine.tolist(),
-            "head_cka": self.head_cka.tolist(),
+            "head_cosine": rounded(self.head_cosine),
+            "head_cka": rounded(self.head_cka),
             "redundancy": [
                 {"threshold": threshold, "share": share}
                 for threshold, share in zip(self.thresholds, self.redundancy, strict=True)
@@ -90,8 +90,8 @@ class CacheSimilarity:
         for target in TARGETS:
             cosine = self.layer_cosine[target]
             between[target] = {
-                "cosine": None if cosine is None else cosine.tolist(),
-                "cka": self.layer_cka[target].tolist(),
+                "cosine": None if cosine is None else rounded(cosine),
+                "cka": rounded(self.layer_cka[target]),
             }
         return {
             "token_positions": self.token_positions.tolist(),
@@ -166,6 +166,11 @@ def cache_similarity(
         layer_cosine={target: _cpu(layer_cosine([each.of(target) for each in layers])) for target in TARGETS},
         layer_cka={target: linear_cka([token_vectors(each.of(target)) for each in layers]) for target in TARGETS},
     )
+
+
+def rounded(matrix: torch.Tensor) -> list[list[float]]:
+    """A matrix for JSON: five decimals, which is more than a page can show and a third of the bytes."""
+    return [[round(value, 5) for value in row] for row in matrix.tolist()]
 
 
 def _cpu(matrix: torch.Tensor | None) -> torch.Tensor | None:
