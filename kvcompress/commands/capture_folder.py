@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kvcompress.analysis.summary.paths import sample_indices
+from kvcompress.analysis.summary.paths import data_name, sample_indices
 from kvcompress.commands.failures import CommandError
 
 
@@ -25,11 +25,12 @@ class OutputFolder:
         self.path = path
         self._above = _nearest_there(path)
         check_writable(path)
+        self._data_before = {file.name for file in path.glob("attention_data_sample_*.safetensors")}
         there = sample_indices(path)
-        if there and not force:
+        if (there or self._data_before) and not force:
+            what = f"samples {', '.join(map(str, there))}" if there else min(self._data_before)
             raise CommandError(
-                f"{path} has a capture already (samples {', '.join(map(str, there))}). Choose another --output-dir, "
-                "or overwrite it with --force."
+                f"{path} has a capture already ({what}). Choose another --output-dir, or overwrite it with --force."
             )
 
     @property
@@ -41,8 +42,17 @@ class OutputFolder:
         """Samples of the folder with numbers from ``count`` on: of an earlier capture."""
         return tuple(index for index in sample_indices(self.path) if index >= count)
 
-    def remove_if_new_and_empty(self) -> None:
-        """Removes the folders that were made for nothing."""
+    def clean_up(self, index: int) -> None:
+        """Removes what a capture that failed has left.
+
+        Args:
+            index: number of the sample that was not completed.
+        """
+        if data_name(index) not in self._data_before and index not in sample_indices(self.path):
+            (self.path / data_name(index)).unlink(missing_ok=True)  # stopped before its JSON came beside it
+        self._remove_if_new_and_empty()
+
+    def _remove_if_new_and_empty(self) -> None:
         path = Path(os.path.abspath(self.path))
         while path != self._above and path.is_dir() and not any(path.iterdir()):
             path.rmdir()

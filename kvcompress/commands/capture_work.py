@@ -98,12 +98,11 @@ def capture_texts(request: CaptureRequest) -> Captured:
         _check_raw(request, loaded)
         texts = texts or request.texts.texts(loaded.tokenizer, embedded=True)
         _capture_all(request, loaded, texts, folder, done)
-    except KeyboardInterrupt:
-        typer.echo(f"stopped: {_count(len(done))} complete in {request.output_dir}", err=True)
+    except BaseException as error:
+        folder.clean_up(len(done))
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo(f"stopped: {_count(len(done))} complete in {request.output_dir}", err=True)
         raise
-    finally:
-        if not done:
-            folder.remove_if_new_and_empty()
     return Captured(request=request, loaded=loaded, samples=tuple(done), older=folder.others(len(done)))
 
 
