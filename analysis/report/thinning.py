@@ -57,7 +57,7 @@ class Limits:
 
 
 def spread(candidates: Sequence[int], count: int, always: Sequence[int] = ()) -> list[int]:
-    """Chooses evenly spaced candidates, with the first and the last among them.
+    """Chooses evenly spaced candidates, with the first and, where there is room, the last among them.
 
     Args:
         candidates: ascending numbers.
@@ -69,9 +69,11 @@ def spread(candidates: Sequence[int], count: int, always: Sequence[int] = ()) ->
     """
     if len(candidates) <= count:
         return list(candidates)
-    chosen = set(_evenly(always, count))
-    rest = [candidate for candidate in candidates if candidate not in chosen]
-    return sorted(chosen | set(_evenly(rest, count - len(chosen))))
+    first = set(_evenly(always, count))
+    others = count
+    while len(first | set(_evenly(candidates, others))) > count:
+        others -= 1
+    return sorted(first | set(_evenly(candidates, others)))
 
 
 def halving(candidates: Sequence[int]) -> list[int]:

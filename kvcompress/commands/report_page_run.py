@@ -37,10 +37,10 @@ def run_report(request: Request) -> None:
     path = request.out or request.folder / FILE_NAME
     if path.is_dir():
         raise CommandError(f"--out must be a file; {path} is a folder. Give {path / FILE_NAME}.")
+    if path.exists() and not request.force:
+        raise CommandError(f"{path} would be overwritten. Give --force, or another --out.")
     try:
         write_report(request.folder, path, chosen, force=request.force, embed_plots=request.embed_plots)
-    except FileExistsError as error:
-        raise CommandError(f"{path} would be overwritten. Give --force, or another --out.") from error
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}. Give another --out.") from error
     size = path.stat().st_size

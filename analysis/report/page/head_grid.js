@@ -59,7 +59,8 @@ const HeadGrid = (() => {
       for (let column = 0; column < sample.heads; column++) all.push(value(sample, metric, at, row, column));
     }
     const finite = all.filter(Number.isFinite);
-    const [low, high] = [Math.min(0, ...finite), Math.max(0, ...finite)];
+    const [least, high] = [Math.min(...finite), Math.max(0, ...finite)];
+    const low = least > high / 2 ? least : Math.min(0, least); // from zero, unless all would look alike
     grid.update({
       rows: sample.layers,
       columns: sample.heads,

@@ -1,5 +1,6 @@
 /* Everything about one token: its numbers, why each head holds it or not, and its fate in every layer. */
 const TokenDetail = (() => {
+  const MOST_REASONS = 4; // with all heads chosen; the table has every head
   const body = Dom.make("div");
   const node = Dom.make("aside", { class: "token-detail", "aria-label": "The token" }, body);
   const grid = new CellGrid({
@@ -86,7 +87,7 @@ const TokenDetail = (() => {
       "ul",
       { class: "reasons" },
       [...byText.values()]
-        .slice(0, 8)
+        .slice(0, MOST_REASONS)
         .map(({ fate, heads: which }) =>
           Dom.make(
             "li",
