@@ -80,12 +80,11 @@ def visible_keys(attention: torch.Tensor) -> torch.Tensor:
         attention: probabilities ``[..., queries, keys]``.
     """
     queries, keys = attention.shape[-2:]
+    everything = torch.ones(queries, keys, dtype=torch.bool, device=attention.device)
     if queries > keys:
-        return torch.ones(queries, keys, dtype=torch.bool)
+        return everything
     causal = causal_mask(queries, keys).to(attention.device)
-    if bool((attention * ~causal).any()):
-        return torch.ones(queries, keys, dtype=torch.bool, device=attention.device)
-    return causal
+    return everything if bool((attention * ~causal).any()) else causal
 
 
 def keys_seen(attention: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:

@@ -41,10 +41,11 @@ def show_report(report: Mapping[str, Any], focus: str | None, console: Console) 
 def show_stages(content: Mapping[str, Any], console: Console) -> None:
     """Prints the stages of a sample's generation, one column each."""
     stages = content["stages"]
-    rows = [[name.replace("_", " "), *(stage["metrics"][name] for stage in stages)] for name in stages[0]["metrics"]]
-    counted: list[_Row] = [["events", *(stage["events"] for stage in stages)]]
+    rows: list[_Row] = [["events", *(stage["events"] for stage in stages)]]
+    for name in stages[0]["metrics"]:
+        rows.append([name.replace("_", " "), *(stage["metrics"][name] for stage in stages)])
     title = f"sample {content['sample']}: stages of the generation, mean over queries, heads and layers"
-    console.print(_table(title, ["", *(stage["name"] for stage in stages)], counted + rows))
+    console.print(_table(title, ["", *(stage["name"] for stage in stages)], rows))
 
 
 def show_samples(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

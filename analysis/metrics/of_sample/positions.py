@@ -64,6 +64,5 @@ def _profile_section(sample: Sample, which: torch.Tensor, used: int) -> dict[str
 
 def _bins_used(sample: Sample) -> int:
     """Bins up to the last with any mass."""
-    mass = sample.tensor("attention.distance_mass").nan_to_num().flatten(0, 2).sum(0)
-    places = torch.nonzero(mass)
+    places = torch.nonzero(profile(sample).nan_to_num().sum((0, 1)))
     return int(places[-1]) + 1 if len(places) else 1
