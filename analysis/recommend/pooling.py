@@ -69,9 +69,9 @@ class Pooling:
         return Edited(keys=keys, values=values, keep=keep)
 
     def _weights(self, scores: torch.Tensor) -> torch.Tensor:
-        """Weights that add up to 1 in each group: float32 ``[batch, kv_heads, groups, group_size]``."""
-        grouped = self._grouped(scores)
-        real = self._grouped(torch.ones_like(scores))
+        """Weights that add up to 1 in each group: float64 ``[batch, kv_heads, groups, group_size]``."""
+        grouped = self._grouped(scores.double())
+        real = self._grouped(torch.ones_like(scores, dtype=torch.float64))
         total = grouped.sum(-1, keepdim=True)
         grouped = torch.where(total > 0, grouped, real)
         return grouped / grouped.sum(-1, keepdim=True)

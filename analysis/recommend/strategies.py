@@ -96,7 +96,7 @@ def propose(
     """
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
         raise ValueError(f"fractions are those of the prompt KEPT and must lie in (0, 1); got {list(fractions)}")
-    sizes = sorted({ceil(fraction * prompt_tokens) for fraction in fractions}, reverse=True)
+    sizes = sorted({ceil(fraction * prompt_tokens) for fraction in fractions} - {prompt_tokens}, reverse=True)
     own = _own_parameters(own_policy)
     named = _ENGINE_POLICIES | {policy: _ENGINE_POLICIES.get(policy, "policy") for policy in own}
     found = [
@@ -117,7 +117,7 @@ def parameters_at(policy: str, cache_size: int, own: Mapping[str, Any]) -> dict[
     """Parameters of a policy at a budget; None where the budget is too small for it.
 
     Args:
-        policy: a key of ``POLICIES``.
+        policy: a key of ``POLICIES``, no wrapper.
         cache_size: tokens kept per layer on average.
         own: parameters to start from, of a capture; may be empty. The window is at most a quarter of the budget (half
             for H2O, as published).

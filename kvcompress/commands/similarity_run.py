@@ -60,8 +60,8 @@ def _show(content: dict[str, Any], path: Path) -> None:
     console = Console(highlight=False)
     shown = len(content["token_positions"])
     console.print(
-        f"{content['tokens']} tokens; the file's matrices show {shown} of them, evenly spaced. Mean cosine: of all pairs "
-        "of tokens; > x: share of tokens whose nearest other one has a larger cosine",
+        f"{content['tokens']} tokens; the file's matrices show {shown} of them, evenly spaced. Mean cosine: of all "
+        "pairs of tokens; > x: share of tokens whose nearest other one has a larger cosine",
         markup=False,
         soft_wrap=True,
     )

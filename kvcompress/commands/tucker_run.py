@@ -146,7 +146,7 @@ def _show(content: dict[str, Any], path: Path) -> None:
     if costs:
         setting = content["sensitivity_setting"]
         console.print(
-            f"KL and top-1: of {setting['steps']} predictions after the text, with that layer's cache of low rank alone",
+            f"KL and top-1: of {setting['steps']} predictions after the text, that layer's cache alone of low rank",
             markup=False,
             soft_wrap=True,
         )
