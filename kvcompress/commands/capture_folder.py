@@ -6,8 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from kvcompress.analysis.summary.paths import data_name, sample_indices
+from kvcompress.analysis.summary.paths import data_name, sample_indices, summary_name
 from kvcompress.commands.failures import CommandError
+
+_DATA_FILES = "attention_data_sample_*.safetensors"
 
 
 class OutputFolder:
@@ -25,8 +27,9 @@ class OutputFolder:
         self.path = path
         self._above = _nearest_there(path)
         check_writable(path)
-        self._data_before = {file.name for file in path.glob("attention_data_sample_*.safetensors")}
-        there = sample_indices(path)
+        self._data_before = {file.name for file in path.glob(_DATA_FILES)}
+        self._samples_before = self._marks()
+        there = list(self._samples_before)
         if (there or self._data_before) and not force:
             what = f"samples {', '.join(map(str, there))}" if there else min(self._data_before)
             raise CommandError(
@@ -38,19 +41,29 @@ class OutputFolder:
         """Free space of its disk."""
         return shutil.disk_usage(self._above).free
 
-    def others(self, count: int) -> tuple[int, ...]:
-        """Samples of the folder with numbers from ``count`` on: of an earlier capture."""
-        return tuple(index for index in sample_indices(self.path) if index >= count)
+    def written(self) -> list[int]:
+        """Numbers of the complete samples that were written since, as the disk has them."""
+        return [index for index, mark in self._marks().items() if self._samples_before.get(index) != mark]
 
-    def clean_up(self, index: int) -> None:
-        """Removes what a capture that failed has left.
+    def older(self) -> list[int]:
+        """Numbers of the complete samples that were there before, and still are."""
+        return [index for index, mark in self._marks().items() if self._samples_before.get(index) == mark]
 
-        Args:
-            index: number of the sample that was not completed.
-        """
-        if data_name(index) not in self._data_before and index not in sample_indices(self.path):
-            (self.path / data_name(index)).unlink(missing_ok=True)  # stopped before its JSON came beside it
+    def clean_up(self) -> None:
+        """Removes what a capture that failed has left beside its complete samples."""
+        complete = {data_name(index) for index in self._marks()}
+        for file in self.path.glob(_DATA_FILES):
+            if file.name not in self._data_before | complete:
+                file.unlink(missing_ok=True)  # stopped before its JSON came beside it
         self._remove_if_new_and_empty()
+
+    def _marks(self) -> dict[int, tuple[int, int]]:
+        """The complete samples, each with what tells its file from another of that name."""
+        marks = {}
+        for index in sample_indices(self.path):
+            stat = (self.path / summary_name(index)).stat()
+            marks[index] = (stat.st_ino, stat.st_mtime_ns)
+        return marks
 
     def _remove_if_new_and_empty(self) -> None:
         path = Path(os.path.abspath(self.path))

@@ -99,11 +99,11 @@ def capture_texts(request: CaptureRequest) -> Captured:
         texts = texts or request.texts.texts(loaded.tokenizer, embedded=True)
         _capture_all(request, loaded, texts, folder, done)
     except BaseException as error:
-        folder.clean_up(len(done))
+        folder.clean_up()
         if isinstance(error, KeyboardInterrupt):
-            typer.echo(f"stopped: {_count(len(done))} complete in {request.output_dir}", err=True)
+            typer.echo(f"stopped: {_count(len(folder.written()))} complete in {request.output_dir}", err=True)
         raise
-    return Captured(request=request, loaded=loaded, samples=tuple(done), older=folder.others(len(done)))
+    return Captured(request=request, loaded=loaded, samples=tuple(done), older=tuple(folder.older()))
 
 
 def _capture_all(
