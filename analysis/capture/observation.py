@@ -192,7 +192,7 @@ def _seen_keys(observation: Observation, query_positions: torch.Tensor) -> int:
     if not observation.causal:
         return observation.positions.shape[1]
     last = query_positions[-1].expand(observation.positions.shape[0], 1).contiguous()
-    return int(torch.searchsorted(observation.positions, last, right=True).max())
+    return int(torch.searchsorted(observation.positions.contiguous(), last, right=True).max())
 
 
 def _visible(observation: Observation, rows: slice, stop: int) -> torch.Tensor:

@@ -27,11 +27,11 @@ _PACKAGES = ("kvcompress", "torch", "transformers", "triton", "numpy", "safetens
 class Recorder(AbstractContextManager["Recorder"]):
     """Within ``with Recorder(model, folder):`` every forward and ``generate`` of the model is recorded.
 
-    A sample is one sequence; a batch makes one sample per row. With a cache of transformers or of this package, a new
-    sample begins by itself where a cache that has seen nothing is used; otherwise call :meth:`new_sample`. What is
-    computed does not change (``nn.TransformerEncoder`` leaves its fused fast path, which moves the last bit), and no
-    matrix of queries times keys is held unless raw attention is asked for. A sample
-    appears in the folder when it is complete; after an error the unfinished one is dropped.
+    A sample is one sequence; a batch makes one sample per row (its rows must keep their places: no beam search). With a
+    cache of transformers or of this package, a new sample begins by itself where a cache that has seen nothing is used;
+    otherwise call :meth:`new_sample`. What is computed does not change (``nn.TransformerEncoder`` leaves its fused fast
+    path, which moves the last bit), and no matrix of queries times keys is held unless raw attention is asked for. A
+    sample appears in the folder when it is complete; after an error the unfinished one is dropped.
 
     Args:
         model: a decoder of transformers, with any cache, or any PyTorch module that calls

@@ -19,14 +19,12 @@ class Frame:
         prompt_tokens: tokens of the prompt.
         sink_tokens: first tokens whose mass is the sink mass.
         recent_tokens: nearest tokens whose mass is the recent mass.
-        first_query: position of the event's first query, observed or not.
     """
 
     tokens: int
     prompt_tokens: int
     sink_tokens: int
     recent_tokens: int
-    first_query: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

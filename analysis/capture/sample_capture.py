@@ -128,7 +128,6 @@ class SampleCapture:
             prompt_tokens=self.prompt_tokens,
             sink_tokens=self.settings.sink_tokens,
             recent_tokens=self.settings.recent_tokens,
-            first_query=event.first_query,
         )
         reduced = reduce_attention(attended.observe(places), frame)
         self._rows.add(layer_idx, reduced)
