@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Tolerance:
     """What a compression may cost.
 
     Args:
-        kl: most mean KL(full || compressed) of the next token, in nats, at least 0.
+        kl: most mean KL(full || compressed) of the next token, in nats, at least 0 and finite.
         top1: least share of positions with the same likeliest token, in [0, 1].
     """
 
@@ -32,9 +33,9 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         """Checks the bounds."""
-        if not (self.kl >= 0 and 0 <= self.top1 <= 1):
+        if not (0 <= self.kl < inf and 0 <= self.top1 <= 1):
             raise ValueError(
-                f"a tolerance has kl at least 0 and top1 in [0, 1]; got kl={self.kl!r} and top1={self.top1!r}"
+                f"a tolerance has a finite kl of at least 0 and top1 in [0, 1]; got kl={self.kl!r} and top1={self.top1!r}"
             )
 
 

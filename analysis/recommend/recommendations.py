@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from kvcompress.analysis.recommend.measuring import MeasuredStrategy, Setting, Tolerance
@@ -111,7 +112,7 @@ def _measured(found: MeasuredStrategy) -> dict[str, Any]:
     ladder = [
         {
             **_budget(step.budget),
-            "kl": step.kl,
+            "kl": step.kl if isfinite(step.kl) else None,
             "top1": step.top1,
             "kv_bytes": step.kv_bytes,
             "full_bytes": step.full_bytes,

@@ -101,4 +101,4 @@ def _show(content: dict[str, Any], path: Path) -> None:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "infinite" if value is None else f"{value:.{digits}f}"
+    return "not finite" if value is None else f"{value:.{digits}f}"

@@ -179,6 +179,6 @@ def test_bad_requests_are_refused(model: Any, ids: torch.Tensor) -> None:
         compare_speed(model, [], ids, context=len(ids))
     with pytest.raises(ValueError, match="rounds=0"):
         compare_speed(model, [], ids, context=4, rounds=0)
-    for bad in ({"kl": -1.0}, {"top1": 1.1}, {"kl": float("nan")}):
-        with pytest.raises(ValueError, match="a tolerance has kl at least 0"):
+    for bad in ({"kl": -1.0}, {"top1": 1.1}, {"kl": float("nan")}, {"kl": float("inf")}):
+        with pytest.raises(ValueError, match="a tolerance has a finite kl of at least 0"):
             Tolerance(**bad)
