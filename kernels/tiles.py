@@ -97,7 +97,8 @@ def _measured() -> dict[str, dict[str, Any]]:
 def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, window: int) -> Tile:
     """All queries of a window are in the tile; at most 128 rows of 16-bit, 32 of float32 (no tensor cores).
 
-    Eight warps, and on sm100 half the rows of wide heads, where some version of Triton (3.6 to 3.9) spills with four.
+    Where some version of Triton (3.6 to 3.9) spills with 64 keys and four warps, there are fewer keys (many rows on
+    sm80, which take all 255 registers), more warps (many rows elsewhere, wide heads), or fewer rows (those on sm100).
     """
     wide, blackwell = head_dim > 128, architecture == "sm100"
     window = power_of_two(window, 16)
@@ -108,7 +109,8 @@ def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
         eight = architecture != "gfx942" and (many or (wide and blackwell))
     else:
         eight = blackwell or (many and (wide or architecture == "sm90"))
-    return Tile(block_n=64 if itemsize == 2 else 32, heads=heads, warps=8 if eight else 4, stages=2)
+    few_keys = itemsize == 4 or (many and not wide and architecture == "sm80")
+    return Tile(block_n=32 if few_keys else 64, heads=heads, warps=8 if eight else 4, stages=2)
 
 
 def _decode_rule(architecture: str, itemsize: int, head_dim: int, group: int, window: int) -> Tile:

@@ -63,7 +63,7 @@ def _attend(
         **(launch.finish_constants(value_dim, group, one_launch, cut.warps) if one_launch else launch.WITHOUT_FINISH),
     }
     case = f"{_case(dtype, head_dim, value_dim, group, features)}{f'-one-launch-{one_launch}' if one_launch else ''}"
-    stages = launch.attend_stages(cut, dtype, bool(one_launch))
+    stages = launch.attend_stages(cut, architecture, dtype, bool(one_launch))
     return _configuration(kernel._attend_slots_kernel, case, dtype, constants, cut.warps, stages)
 
 

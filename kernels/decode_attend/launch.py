@@ -35,13 +35,13 @@ def decode_tile(arch: str, dtype: torch.dtype, head_dim: int, value_dim: int, gr
     return tile("decode_attend", architecture=arch, dtype=dtype, head_dim=max(head_dim, value_dim), group=group)
 
 
-def attend_stages(cut: Tile, dtype: torch.dtype, one_launch: bool) -> int:
+def attend_stages(cut: Tile, arch: str, dtype: torch.dtype, one_launch: bool) -> int:
     """Depth of the attending kernel's pipeline.
 
-    In 16 bits the larger kernel of the one-launch variant has none: with one, the assembler of some version of Triton
-    (3.6 to 3.9) keeps part of its state on the stack. In float32 it is the other way round.
+    On NVIDIA in 16 bits the larger kernel of the one-launch variant has none: with one, the assembler of some version
+    of Triton (3.6 to 3.9) keeps part of its state on the stack. In float32, and on AMD, it is the other way round.
     """
-    return 1 if one_launch and dtype.itemsize == 2 else cut.stages
+    return 1 if one_launch and dtype.itemsize == 2 and arch != "gfx942" else cut.stages
 
 
 def row_constants(value_dim: int, group: int) -> dict[str, Any]:
@@ -125,7 +125,8 @@ def launch_decode_attend(
     query, new_key, new_value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, new_key, new_value))
     rows, group, head_dim = query.shape
     value_dim = new_value.shape[-1]
-    cut = decode_tile(architecture(query.device), query.dtype, head_dim, value_dim, group)
+    arch = architecture(query.device)
+    cut = decode_tile(arch, query.dtype, head_dim, value_dim, group)
     splits = min(MOST_SPLITS, triton.cdiv(longest, LEAST_SPLIT))
     one_launch = arrivals is not None and longest <= CHUNK
     step = {
@@ -141,7 +142,7 @@ def launch_decode_attend(
         "sinks_ptr": spec.sinks,
         **finish_constants(value_dim, group, eviction.order, cut.warps),
     }
-    stages = attend_stages(cut, query.dtype, one_launch)
+    stages = attend_stages(cut, arch, query.dtype, one_launch)
     last = {**finish, "arrivals_ptr": arrivals} if one_launch else WITHOUT_FINISH
     with torch.cuda.device_of(query):
         grid = (rows, splits, triton.cdiv(group, cut.heads))
@@ -236,17 +237,13 @@ def _check(
 ) -> None:
     dtypes = {x.dtype for x in (query, new_key, new_value, slots.keys, slots.values)}
     if len(dtypes) > 1 or query.dtype not in _DTYPES:
+        rule = "query, new_key, new_value, keys and values must all be float32, float16 or bfloat16, and the same;"
         found = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        raise ValueError(
-            "query, new_key, new_value, keys and values must all be float32, float16 or bfloat16, and the same; got "
-            f"{found}. Use backend='torch' for other dtypes."
-        )
-    sizes = (query.shape[-1], new_value.shape[-1])
-    if max(sizes) > MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim and value_dim must be at most {MAX_HEAD_DIM}; got {sizes[0]} and {sizes[1]}. Use "
-            "backend='torch' for larger heads."
-        )
+        raise ValueError(f"{rule} got {found}. Use backend='torch' for other dtypes.")
+    head_dim, value_dim = query.shape[-1], new_value.shape[-1]
+    if max(head_dim, value_dim) > MAX_HEAD_DIM:
+        limit = f"head_dim and value_dim must be at most {MAX_HEAD_DIM}; got {head_dim} and {value_dim}."
+        raise ValueError(f"{limit} Use backend='torch' for larger heads.")
     for name, array in (*slots._asdict().items(), ("next_slot", next_slot)):
         if array.stride(-1) != 1:  # written in place: a copy would not do
             raise ValueError(f"{name} must be contiguous in its last axis; got strides {array.stride()}")
