@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 
 # Read by the libraries when they are first imported, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def _reason_without_browser() -> str | None:
+    """Return why no browser can be driven here, or None when one can."""
+    missing = [] if importlib.util.find_spec("selenium") else ["the package selenium"]
+    missing += [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    return f"needs {', '.join(missing)} (Debian: apt-get install chromium chromium-driver)" if missing else None
+
+
 def _reason_not_to_run(marker: str) -> str | None:
     """Return why tests with `marker` cannot run here, or None when they can."""
     if marker == "gpu":
@@ -40,7 +48,7 @@ def _reason_not_to_run(marker: str) -> str | None:
     if marker == "interpret":
         return None if os.environ.get("TRITON_INTERPRET") == "1" else "needs TRITON_INTERPRET=1 (make test sets it)"
     if marker == "browser":
-        return None if importlib.util.find_spec("playwright") else "needs playwright and its Chromium"
+        return _reason_without_browser()
     raise ValueError(f"marker must be gpu, interpret or browser, got {marker!r}")
 
 
