@@ -25,17 +25,19 @@ class Request:
     """What is asked of a side.
 
     Attributes:
-        prompts: tokens of each prompt, all of one length.
+        prompts: tokens of each prompt, all of one length; it is compressed.
         new_tokens: how many are generated greedily, at least 1; no sequence ends earlier.
         setup: how the side makes its cache, one entry of a :class:`kvcompress.bench.peers.methods.Method`; None: the
             full cache of transformers.
         wants_kept: whether the positions kept are asked for.
+        questions: tokens that follow each prompt after the compression, all of one length; None: nothing does.
     """
 
     prompts: list[list[int]]
     new_tokens: int
     setup: Mapping[str, Any] | None
     wants_kept: bool = False
+    questions: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class Answer:
 
     Attributes:
         ids: new tokens of each sequence.
-        prefill_seconds: time of the prompt, compression included, up to the first new token.
+        prefill_seconds: time of the prompt, compression included, up to the first new token or the question.
         decode_seconds: time of all further tokens.
         num_bytes: bytes that the cache held after prefill.
         final_bytes: and after the last token.
@@ -96,9 +98,15 @@ def answer(side: Side, request: Request, clock: Clock = time.process_time) -> An
     prefilled = clock()
     num_bytes = side.num_bytes(cache)
     kept = side.kept_positions(cache, prompts) if request.wants_kept else None
+    tied = None if kept is None else side.tied_positions(kept)
+    seen = prompts.shape[1]
+    if request.questions is not None:
+        questions = torch.tensor(request.questions)
+        ids = [_next(side.model, cache, questions, seen)]
+        seen += questions.shape[1]
     resumed = clock()
     for place in range(request.new_tokens - 1):
-        ids.append(_next(side.model, cache, ids[-1], prompts.shape[1] + place))
+        ids.append(_next(side.model, cache, ids[-1], seen + place))
     ended = clock()
     return Answer(
         ids=torch.cat(ids, dim=1).tolist(),
@@ -107,7 +115,7 @@ def answer(side: Side, request: Request, clock: Clock = time.process_time) -> An
         num_bytes=num_bytes,
         final_bytes=side.num_bytes(cache),
         kept=kept,
-        tied=None if kept is None else side.tied_positions(kept),
+        tied=tied,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from kvcompress.analysis.intervals import wilson_interval
 from kvcompress.bench.peers.answering import Answer, Kept, Request
 from kvcompress.bench.peers.methods import Method, Size
+from kvcompress.bench.tasks.sample import QUERY_AWARE
 from kvcompress.bench.testbed.tasks import Example, is_correct, make_example
 
 Row = dict[str, Any]
@@ -32,7 +33,13 @@ class Asked(Protocol):
 
 
 def requests_of(
-    method: Method | None, size: Size, prompts: list[list[int]], new_tokens: int, *, wants_kept: bool = False
+    method: Method | None,
+    size: Size,
+    prompts: list[list[int]],
+    new_tokens: int,
+    *,
+    wants_kept: bool = False,
+    questions: list[list[int]] | None = None,
 ) -> dict[str, Request]:
     """The same request for each side that has the method; a method of None is the full cache."""
     setups: dict[str, Any] = {OURS: None, THEIRS: None}
@@ -41,7 +48,7 @@ def requests_of(
         if method.theirs is not None:
             setups[THEIRS] = method.theirs(size)
     return {
-        side: Request(prompts=prompts, new_tokens=new_tokens, setup=setup, wants_kept=wants_kept)
+        side: Request(prompts=prompts, new_tokens=new_tokens, setup=setup, wants_kept=wants_kept, questions=questions)
         for side, setup in setups.items()
     }
 
@@ -55,6 +62,7 @@ def accuracy(
     kept: Sequence[int],
     samples: int,
     batch: int = 10,
+    mode: str = QUERY_AWARE,
 ) -> Iterator[Row]:
     """Answers the same prompts on both sides, full cache first.
 
@@ -66,6 +74,8 @@ def accuracy(
         kept: tokens kept per layer and head on average.
         samples: prompts of each task.
         batch: prompts at a time; the tokens kept are compared for the first batch of each cell.
+        mode: ``"query_aware"``: the prompt that is compressed ends with the question; ``"query_agnostic"``: the
+            question comes after the compression.
 
     Yields:
         A row per task, size and method; the full cache's has ``kept`` = ``length``.
@@ -75,7 +85,7 @@ def accuracy(
     for task in tasks:
         examples = [make_example(task, length, index=index) for index in range(samples)]
         for name, size, method in cells:
-            yield _cell(sides, task, examples, name, size, method, batch)
+            yield _cell(sides, task, examples, name, size, method, batch, asked_first=mode == QUERY_AWARE)
 
 
 def _cell(
@@ -86,15 +96,23 @@ def _cell(
     kept: int,
     method: Method | None,
     batch: int,
+    *,
+    asked_first: bool,
 ) -> Row:
-    tokens = examples[0].length
+    tokens = examples[0].length if asked_first else examples[0].question_start
     size = Size(tokens=tokens, kept=min(kept, tokens - 1))
     found: dict[str, list[Answer]] = {}
     wants_kept = method is not None and method.theirs is not None and not method.draws
     for start in range(0, len(examples), batch):
-        part = [example.prompt_ids for example in examples[start : start + batch]]
-        asks_kept = wants_kept and start == 0
-        asked = requests_of(method, size, part, len(examples[0].answer_ids), wants_kept=asks_kept)
+        part = examples[start : start + batch]
+        asked = requests_of(
+            method,
+            size,
+            [example.prompt_ids if asked_first else example.context_ids for example in part],
+            len(examples[0].answer_ids),
+            wants_kept=wants_kept and start == 0,
+            questions=None if asked_first else [example.question_ids for example in part],
+        )
         for side, request in asked.items():
             sides[side].send(request)
         for side in asked:

@@ -18,6 +18,7 @@ from kvcompress.bench.peers.methods import METHODS, Method, chosen_methods
 from kvcompress.bench.peers.peer_environment import FOLDER, REQUIREMENTS
 from kvcompress.bench.peers.side_process import start_kvpress, start_ours
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
+from kvcompress.bench.tasks.sample import QUERY_AGNOSTIC, QUERY_AWARE
 from kvcompress.bench.testbed.location import MODEL_DIR
 
 SCHEMA: Final = "kvcompress.peers/1"
@@ -47,11 +48,17 @@ def describe(row: dict[str, Any]) -> str:
     )
 
 
-def _notes(versions: dict[str, Any]) -> dict[str, Any]:
+_MODES: Final = {
+    QUERY_AWARE: "query-aware: the question ends the prompt; the first token comes from the uncompressed prefill",
+    QUERY_AGNOSTIC: "query-agnostic: the context is compressed alone, the question comes after it as one block",
+}
+
+
+def _notes(versions: dict[str, Any], mode: str) -> dict[str, Any]:
     pinned = [line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line.startswith("kvpress==")]
     return {
         "peer": {"kvpress": pinned[0].removeprefix("kvpress=="), **versions},
-        "mode": "query-aware: the question ends the prompt; the first answer token comes from the uncompressed prefill",
+        "mode": _MODES[mode],
         "bytes": "num_bytes per prompt after prefill, final_bytes after the answer; ours include all bookkeeping",
         "clock": "processor time",
         "threads": 1,  # of each side
@@ -73,6 +80,7 @@ class Comparison:
         speed_length: tokens of the prompt that is timed, of which as large a part is kept as of the others at the first
             size.
         new_tokens: tokens generated for the timing.
+        mode: query-aware or query-agnostic; what is timed is the same in both.
     """
 
     methods: Mapping[str, Method]
@@ -83,11 +91,23 @@ class Comparison:
     rounds: int
     speed_length: int
     new_tokens: int
+    mode: str
+
+    def __post_init__(self) -> None:
+        """Checks the mode."""
+        if self.mode not in _MODES:
+            raise ValueError(f"mode must be one of {', '.join(_MODES)}; got {self.mode!r}")
 
     def rows(self, sides: Mapping[str, Asked]) -> Iterator[dict[str, Any]]:
         """Runs it, accuracy first."""
         yield from accuracy(
-            sides, self.methods, tasks=self.tasks, length=self.length, kept=self.kept, samples=self.samples
+            sides,
+            self.methods,
+            tasks=self.tasks,
+            length=self.length,
+            kept=self.kept,
+            samples=self.samples,
+            mode=self.mode,
         )
         if self.rounds:
             yield from speed(
@@ -108,6 +128,9 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Prompts of each task.")] = 50,
     length: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 512,
     kept: Annotated[str, typer.Option(help="Tokens kept per layer and head, with commas.")] = "64",
+    mode: Annotated[
+        str, typer.Option(help="query_aware, or query_agnostic: the question comes after the compression.")
+    ] = QUERY_AWARE,
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of the timing; 0 leaves it out.")] = 7,
     speed_length: Annotated[int, typer.Option(help="Tokens of the prompt that is timed.")] = 2048,
     new_tokens: Annotated[int, typer.Option(help="Tokens generated for the timing.")] = 33,
@@ -127,6 +150,7 @@ def main(
             rounds=rounds,
             speed_length=speed_length,
             new_tokens=new_tokens,
+            mode=mode,
         )
         with start_ours(model) as ours, start_kvpress(model, folder) as theirs:
             for row in comparison.rows({OURS: ours, THEIRS: theirs}):
@@ -135,7 +159,7 @@ def main(
     except (ValueError, RuntimeError) as error:  # SideError is one of the latter
         typer.echo(f"peers.kvpress: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
-    write_results(results(rows, made_in=made_in, schema=SCHEMA, notes=_notes(theirs.versions)), out)
+    write_results(results(rows, made_in=made_in, schema=SCHEMA, notes=_notes(theirs.versions, mode)), out)
     typer.echo(f"written: {out}")
 
 

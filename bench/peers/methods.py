@@ -131,6 +131,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             difference=f"{_LAST_TOKEN}; each draws by itself",
         ),
         "cake": Method(ours=_ours("cake", window_size=WINDOW)),
+        "kvc": Method(ours=_ours("kvc", window_size=2)),
     }
 )
 

@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from kvcompress import make_policy
+from kvcompress import CompressedCache, make_policy
+from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.bench.comparison_tables import peers_accuracy, peers_speed
+from kvcompress.bench.peers import kvpress
 from kvcompress.bench.peers.answering import Answer, Kept, Request, answer
 from kvcompress.bench.peers.comparison import OURS, THEIRS, accuracy, compare_kept, speed
 from kvcompress.bench.peers.methods import METHODS, WINDOW, Size, chosen_methods
 from kvcompress.bench.peers.our_side import OurSide, tied
+from kvcompress.bench.tasks.sample import QUERY_AGNOSTIC
 from kvcompress.bench.testbed.tasks import make_example
 
 BOTH_SIDES = [name for name, method in METHODS.items() if method.theirs is not None]
@@ -91,6 +96,22 @@ class TestOurSide:
             for wanted in (False, True)
         )
         assert (plain.ids, plain.num_bytes) == (told.ids, told.num_bytes)
+
+    def test_question_comes_after_the_compression(self, our_side: OurSide) -> None:
+        examples = [make_example("needle_8", 128, index=index) for index in range(2)]
+        setup = METHODS["keydiff"].ours(Size(tokens=examples[0].question_start, kept=40))
+        contexts, questions = ([e.context_ids for e in examples], [e.question_ids for e in examples])
+        request = Request(prompts=contexts, questions=questions, new_tokens=3, setup=setup, wants_kept=True)
+        found = answer(our_side, request)
+        talk = Conversation(our_side.model, CompressedCache(our_side.model, make_policy(**setup)))
+        talk.feed(contexts)
+        ids = [talk.feed(questions).argmax(-1)]
+        while len(ids) < 3:
+            ids.append(talk.step(ids[-1]).argmax(-1))
+        assert found.ids == torch.stack(ids, dim=1).tolist()
+        assert found.num_bytes == found.final_bytes
+        assert found.kept is not None
+        assert max(position for head in found.kept[0][0] for position in head) == examples[0].question_start - 1
 
     def test_time_is_the_clock_s_and_leaves_the_questions_out(self, our_side: OurSide) -> None:
         ticks = iter([10.0, 11.0, 50.0, 50.5])
@@ -199,6 +220,39 @@ def test_cells_of_accuracy_ask_both_sides_the_same() -> None:
     assert [r.prompts for r in both] == [r.prompts for r in sides[THEIRS].asked]
     wanting = [request.wants_kept for request in sides[THEIRS].asked if request.setup]
     assert wanting.count(True) == 2, "one batch of each cell that is compared"
+
+
+def test_cells_without_the_question_ask_it_afterwards() -> None:
+    sides = {name: Scripted(name, []) for name in (OURS, THEIRS)}
+    rows = list(
+        accuracy(
+            sides,
+            chosen_methods(["snapkv"]),
+            tasks=["needle_8"],
+            length=128,
+            kept=[16],
+            samples=3,
+            mode=QUERY_AGNOSTIC,
+        )
+    )
+    example = make_example("needle_8", 128, index=0)
+    assert {row["tokens"] for row in rows} == {example.question_start}
+    for side in sides.values():
+        for request in side.asked:
+            assert request.questions is not None
+            assert request.prompts[0] + request.questions[0] == example.prompt_ids
+
+
+def test_unknown_mode_is_refused() -> None:
+    result = CliRunner().invoke(peers_command(), ["--mode", "aware", "--samples", "1"])
+    assert result.exit_code == 2
+    assert "mode must be one of query_aware, query_agnostic; got 'aware'" in result.stderr
+
+
+def peers_command() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(kvpress.main)
+    return app
 
 
 def test_tables_show_every_cell() -> None:
