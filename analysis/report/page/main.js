@@ -64,12 +64,20 @@
     );
   }
 
+  /* A token to begin with: the first that a head has evicted in the first event, so that its reason is seen. */
+  function telling(sample) {
+    for (let token = 0; token < Math.min(sample.seen(0), 1000); token++) {
+      if (sample.fate(0, 0, token, 0) > 0) return token;
+    }
+    return 0;
+  }
+
   async function open(index) {
     message.hidden = false;
     message.textContent = "Unpacking the data …";
     try {
       const sample = await Sample.read(index);
-      const first = sample.promptTokens > 0 ? Math.min(sample.promptTokens, sample.tokenCount) - 1 : 0;
+      const first = telling(sample);
       if (!State.values.sample) Dom.replace(main, message, sections);
       State.set({ sample, event: 0, layer: 0, head: -1, token: first, pinned: first });
       message.hidden = true;
