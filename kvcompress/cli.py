@@ -11,11 +11,21 @@ from kvcompress.commands.analyze import analyze, generation, samples
 from kvcompress.commands.bench import bench
 from kvcompress.commands.capture import capture
 from kvcompress.commands.demo import demo
+from kvcompress.commands.export import export
 from kvcompress.commands.failures import OneLineErrors
 from kvcompress.commands.generate import generate
+from kvcompress.commands.plot_analysis import plot
 from kvcompress.commands.policies import policies
+from kvcompress.commands.prune import prune
+from kvcompress.commands.recommend import recommend
+from kvcompress.commands.report_page import report
+from kvcompress.commands.similarity import similarity
+from kvcompress.commands.tucker import tucker
 
-_COMPRESS, _SEE, _COMPARE = "Compress", "See what the model attends to and what compression does", "Compare"
+_COMPRESS = "Compress"
+_SEE = "See what a model attends to, and why each token was kept or dropped"
+_GO_FURTHER = "Find out how far compression can go"
+_COMPARE = "Compare and time"
 
 
 def _with_hyphens(name: str) -> str:
@@ -31,13 +41,12 @@ app = typer.Typer(
     help="Compresses the KV cache of Hugging Face decoders while they run. "
     "Start with `kvcompress demo`; an error shows its traceback where KVCOMPRESS_TRACEBACK=1 is set.",
 )
-app.command(rich_help_panel=_COMPRESS)(generate)
-app.command(rich_help_panel=_COMPRESS)(demo)
-app.command(rich_help_panel=_COMPRESS)(policies)
-app.command(rich_help_panel=_SEE)(capture)
-app.command(rich_help_panel=_SEE)(analyze)
-app.command(rich_help_panel=_SEE)(generation)
-app.command(rich_help_panel=_SEE)(samples)
+for command in (generate, demo, policies):
+    app.command(rich_help_panel=_COMPRESS)(command)
+for command in (capture, samples, analyze, generation, plot, report, export):
+    app.command(rich_help_panel=_SEE)(command)
+for command in (recommend, tucker, similarity, prune):
+    app.command(rich_help_panel=_GO_FURTHER)(command)
 app.add_typer(bench, name="bench", rich_help_panel=_COMPARE)
 
 

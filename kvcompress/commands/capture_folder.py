@@ -72,17 +72,21 @@ class OutputFolder:
             path = path.parent
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--output-dir") -> None:
     """Checks that a folder can be written, or made.
+
+    Args:
+        folder: the folder.
+        option: that it was given to.
 
     Raises:
         CommandError: it cannot.
     """
     above = _nearest_there(folder)
     if not above.is_dir():
-        raise CommandError(f"--output-dir must be a folder; {above} is a file. Choose another.")
+        raise CommandError(f"{option} must be a folder; {above} is a file. Choose another.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise CommandError(f"--output-dir must be a folder that can be written; {above} cannot. Choose another.")
+        raise CommandError(f"{option} must be a folder that can be written; {above} cannot. Choose another.")
 
 
 def _nearest_there(path: Path) -> Path:
