@@ -12,8 +12,8 @@ from tensorly.decomposition import partial_tucker
 from kvcompress.analysis.factorisation.ranks import Ranks
 
 _HEAD, _TOKEN, _EMBEDDING = 0, 1, 2
-_MOST_ITERATIONS = 50
-_TOLERANCE = 1e-8  # change of the relative error between two iterations at which they end
+_MOST_ITERATIONS = 25
+_TOLERANCE = 1e-6  # change of the relative error between two iterations at which they end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,10 +22,11 @@ _MOST_TOKENS = 512  # scores of tokens that are written
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerImportance:
-    """One layer's scores, higher for what matters more. All float64 on the CPU.
+    """One layer's scores, higher for what matters more. Scores are float64, all on the CPU.
 
     Attributes:
         layer: index in the model.
+        positions: int64 ``[tokens]``, the tokens that the layer holds of the prompt, ascending.
         tokens: ``[kv_heads, tokens]``, mean attention of the last tokens; infinite for those themselves.
         heads: ``[kv_heads]``, mean over the observed tokens of attention times norm of the value.
         key_dimensions: ``[kv_heads, head_dim]``, mean square of the keys.
@@ -33,6 +34,7 @@ class LayerImportance:
     """
 
     layer: int
+    positions: torch.Tensor
     tokens: torch.Tensor
     heads: torch.Tensor
     key_dimensions: torch.Tensor
@@ -55,14 +57,17 @@ class _Listener(Observer):
 
     def on_prefill(self, event: PrefillEvent) -> None:
         """Takes a layer's block: one sequence without padding."""
-        scores = event.scores.token_scores[0].double().cpu()  # [K, T - W]
-        keys, values = event.keys[0].double(), event.values[0].double()
+        visible = event.positions[0, 0] >= 0  # a sliding window has left the others behind
+        scored = event.scores.token_scores.shape[-1]
+        scores = event.scores.token_scores[0][:, visible[:scored]].double().cpu()  # [K, T - W]
+        keys, values = event.keys[0][:, visible].double(), event.values[0][:, visible].double()
         norms = torch.linalg.vector_norm(values, dim=-1).cpu()
         window = norms.shape[1] - scores.shape[1]
         unscored = torch.full((len(scores), window), torch.inf, dtype=torch.float64)
         self.layers.append(
             LayerImportance(
                 layer=event.layer_idx,
+                positions=event.positions[0, 0][visible].cpu(),
                 tokens=torch.cat([scores, unscored], dim=1),
                 heads=(scores * norms[:, : scores.shape[1]]).mean(1),
                 key_dimensions=keys.square().mean(1).cpu(),
@@ -117,5 +122,5 @@ def importance_json(importance: Importance, most_tokens: int = _MOST_TOKENS) -> 
             "values": [entry.value_dimensions.tolist() for entry in importance],
         },
         "tokens": [[value if isfinite(value) else None for value in row.tolist()] for row in tokens],
-        "token_positions": places.tolist(),
+        "token_positions": importance[0].positions[places].tolist(),
     }

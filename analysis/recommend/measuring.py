@@ -35,7 +35,8 @@ class Tolerance:
         """Checks the bounds."""
         if not (0 <= self.kl < inf and 0 <= self.top1 <= 1):
             raise ValueError(
-                f"a tolerance has a finite kl of at least 0 and top1 in [0, 1]; got kl={self.kl!r} and top1={self.top1!r}"
+                "a tolerance has a finite kl of at least 0 and top1 in [0, 1]; got "
+                f"kl={self.kl!r} and top1={self.top1!r}"
             )
 
 

@@ -21,6 +21,7 @@ def importance() -> Importance:
     return tuple(
         LayerImportance(
             layer=layer,
+            positions=torch.arange(TOKENS),
             tokens=scores(HEADS, TOKENS, seed=layer),
             heads=scores(HEADS, seed=10 + layer),
             key_dimensions=scores(HEADS, KEY_DIM, seed=20 + layer),

@@ -1,0 +1,42 @@
+"""An edited cache on every architecture that the engine compresses: unchanged it changes nothing, and it prunes."""
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicCache
+
+from kvcompress.analysis.fidelity.conversation import Conversation
+from kvcompress.analysis.pruning.edited_cache import Edited, EditedCache, PromptStates
+from kvcompress.analysis.pruning.simulate import PruningSimulation
+from tests.kvcompress.engine.architectures import ARCHITECTURES, VOCABULARY, shared_model
+
+PROMPT, STEPS = 40, 8  # longer than the sliding windows
+ROUNDING = 2e-4  # of float32 logits of order ten
+
+
+@pytest.fixture(scope="module")
+def windows() -> torch.Tensor:
+    return torch.randint(3, 90, (1, PROMPT + STEPS + 1), generator=torch.Generator().manual_seed(0)) % VOCABULARY
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_unchanged_cache_is_the_full_one(name: str, windows: torch.Tensor) -> None:
+    model = shared_model(name)
+
+    def unchanged(states: PromptStates) -> Edited:
+        return Edited(keys=states.keys, values=states.values)
+
+    full = Conversation(model, DynamicCache(config=model.config))
+    edited = Conversation(model, EditedCache(model, unchanged))
+    for begin, end in ((0, PROMPT), (PROMPT, PROMPT + 1), (PROMPT + 1, PROMPT + 4), (PROMPT + 4, PROMPT + STEPS)):
+        rows = windows[:, begin:end].tolist()
+        wanted, got = full.feed(rows, all_logits=True), edited.feed(rows, all_logits=True)
+        torch.testing.assert_close(got, wanted, atol=ROUNDING, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_prunes(name: str, windows: torch.Tensor) -> None:
+    simulation = PruningSimulation(shared_model(name), windows, context=PROMPT)
+    none, half = simulation.point("tokens", 0.0), simulation.point("tokens", 0.5)
+    assert none.kl < 1e-5
+    assert half.kl > none.kl
+    assert 0 < half.kv_bytes < half.full_bytes
