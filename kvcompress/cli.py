@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -22,10 +23,20 @@ from kvcompress.commands.report_page import report
 from kvcompress.commands.similarity import similarity
 from kvcompress.commands.tucker import tucker
 
-_COMPRESS = "Compress"
-_SEE = "See what a model attends to, and why each token was kept or dropped"
-_GO_FURTHER = "Find out how far compression can go"
-_COMPARE = "Compare and time"
+# What each panel of the help lists, in this order.
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Compress": (generate, demo, policies),
+    "See what a model attends to, and why each token was kept or dropped": (
+        capture,
+        samples,
+        analyze,
+        generation,
+        plot,
+        report,
+        export,
+    ),
+    "Find out how far compression can go": (recommend, tucker, similarity, prune),
+}
 
 
 def _with_hyphens(name: str) -> str:
@@ -41,13 +52,10 @@ app = typer.Typer(
     help="Compresses the KV cache of Hugging Face decoders while they run. "
     "Start with `kvcompress demo`; an error shows its traceback where KVCOMPRESS_TRACEBACK=1 is set.",
 )
-for command in (generate, demo, policies):
-    app.command(rich_help_panel=_COMPRESS)(command)
-for command in (capture, samples, analyze, generation, plot, report, export):
-    app.command(rich_help_panel=_SEE)(command)
-for command in (recommend, tucker, similarity, prune):
-    app.command(rich_help_panel=_GO_FURTHER)(command)
-app.add_typer(bench, name="bench", rich_help_panel=_COMPARE)
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(bench, name="bench", rich_help_panel="Compare and time")
 
 
 def _print_version(wanted: bool) -> None:

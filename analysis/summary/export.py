@@ -74,11 +74,14 @@ def _write_npz(sample: Sample, paths: list[Path]) -> None:
     """One tensor after the other, so that the largest of them is all that is held."""
     with replacing(paths[0]) as partial, zipfile.ZipFile(partial, "w") as archive:
         text = json.dumps(sample.summary.model_dump(by_alias=True, mode="json"))
-        members: dict[str, Callable[[], Any]] = {SUMMARY_MEMBER: lambda: np.array(text)}
-        members |= {name: lambda name=name: _array(sample.tensor(name)) for name in sample.names}
-        for name, read in members.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, read(), allow_pickle=False)
+        _add(archive, SUMMARY_MEMBER, np.array(text))
+        for name in sample.names:
+            _add(archive, name, _array(sample.tensor(name)))
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: Any) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _write_csv(sample: Sample, paths: list[Path]) -> None:
