@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -115,8 +115,9 @@ def _generate(
     model: LlamaForCausalLM, prompt: torch.Tensor, cache: Cache, settings: RecorderSettings | None, folder: Path
 ) -> torch.Tensor:
     recorder = nullcontext() if settings is None else Recorder(model, folder, settings=settings, force=True)
+    generate: Any = model.generate  # typed for a class that mixes generation in
     with recorder:
-        tokens: torch.Tensor = model.generate(
+        tokens: torch.Tensor = generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             past_key_values=cache,

@@ -17,6 +17,7 @@ from kvcompress.analysis.capture.listening import Listening, Source
 from kvcompress.analysis.capture.sample_capture import SampleCapture
 from kvcompress.analysis.capture.session import Session, Shapes
 from kvcompress.analysis.capture.settings import RecorderSettings
+from kvcompress.analysis.capture.token_texts import token_texts
 from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.paths import sample_indices
 from kvcompress.analysis.summary.schema import Summary
@@ -159,7 +160,7 @@ class Recorder(AbstractContextManager["Recorder"]):
     def _texts(self, ids: Sequence[int]) -> tuple[str, ...] | None:
         if self.tokenizer is None or not ids or min(ids) < 0:
             return None
-        return tuple(str(token) for token in self.tokenizer.convert_ids_to_tokens(list(ids)))
+        return token_texts(self.tokenizer, ids)
 
     def _decoded(self, ids: Sequence[int]) -> str | None:
         if self.tokenizer is None or (ids and min(ids) < 0):

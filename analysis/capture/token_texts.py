@@ -1,0 +1,31 @@
+"""Texts of single tokens, as a reader wants to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+_WORD_START: Final = "\u2581"  # of SentencePiece
+_NOT_TEXT: Final = "\ufffd"
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token, white space included; of a part of a character, the vocabulary's own name.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        ids: token ids.
+    """
+
+    @cache
+    def text(token_id: int) -> str:
+        name = str(tokenizer.convert_ids_to_tokens(token_id))
+        decoded = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        if not decoded or _NOT_TEXT in decoded:
+            return name
+        if name.startswith(_WORD_START) and not decoded.startswith(" "):
+            return " " + decoded  # decoding a text alone drops the space before its first word
+        return decoded
+
+    return tuple(text(int(token_id)) for token_id in ids)
