@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,8 +33,9 @@ def prune(
     seed: study_options.StudySeed = 0,
     sequence_length: study_options.SequenceLength = 256,
     steps: study_options.Steps = 64,
-    output_dir: capture_options.OutputDir = Path("pruning"),
+    output_dir: capture_options.OutputDir = capture_options.DEFAULT_FOLDER,
     force: analysis_options.Force = False,
+    no_plots: study_options.NoPlots = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Drop layers, heads, dimensions or tokens of a text's cache, and measure the predictions of what follows.
@@ -63,6 +63,7 @@ def prune(
         steps=steps,
         output_dir=output_dir,
         force=force,
+        plots=not no_plots,
         as_json=as_json,
     )
     run_prune(source, request)

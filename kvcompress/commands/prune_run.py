@@ -12,6 +12,7 @@ from rich.table import Table
 from kvcompress.commands.counting import counting
 from kvcompress.commands.lists import fractions, names
 from kvcompress.commands.result_files import claim, print_json, write_json
+from kvcompress.commands.result_pictures import check_pictures, draw_pictures
 from kvcompress.commands.studies import Source, begin
 
 SCHEMA = "kvcompress.pruning/1"
@@ -30,6 +31,7 @@ class Request:
     steps: int
     output_dir: Path
     force: bool
+    plots: bool
     as_json: bool
 
 
@@ -52,6 +54,8 @@ def run_prune(source: Source, request: Request) -> dict[str, Any]:
     orders = cast("list[Order]", names("--orders", request.orders, ORDERS))
     ratios = fractions("--ratios", request.ratios)
     (path,) = claim(request.output_dir, [FILE], force=request.force)
+    if request.plots:
+        check_pictures(request.output_dir, "pruning", force=request.force)
     study = begin(source, sequence_length=request.sequence_length, steps=request.steps)
     simulation = PruningSimulation(study.loaded.model, study.windows, context=study.context)
     with counting("points", len(whats) * len(orders) * len(ratios)) as advance:
@@ -67,14 +71,15 @@ def run_prune(source: Source, request: Request) -> dict[str, Any]:
         "importance": importance_json(importance),
     }
     write_json(path, content)
+    written = [path, *(draw_pictures(request.output_dir, "pruning") if request.plots else [])]
     if request.as_json:
-        print_json({**content, "written": [str(path)]})
+        print_json({**content, "written": [str(each) for each in written]})
     else:
-        _show(content, path)
+        _show(content, written)
     return content
 
 
-def _show(content: dict[str, Any], path: Path) -> None:
+def _show(content: dict[str, Any], written: list[Path]) -> None:
     console = Console(highlight=False)
     console.print(
         f"prompt of {content['context']} tokens, {content['steps']} predictions after it; perplexity with the full "
@@ -97,7 +102,8 @@ def _show(content: dict[str, Any], path: Path) -> None:
             _number(point["perplexity"], 2),
         )
     console.print(table)
-    console.print(f"written: {path}", markup=False, soft_wrap=True)
+    for path in written:
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 def _number(value: float | None, digits: int) -> str:

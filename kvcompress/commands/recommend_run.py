@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from kvcompress.commands.studies import describe_model
 
 if TYPE_CHECKING:
     from kvcompress.analysis.recommend.measuring import Tolerance
-    from kvcompress.analysis.recommend.recommendations import Measurement
+    from kvcompress.analysis.recommend.recommendations import Measurement, Recommendations
     from kvcompress.analysis.recommend.strategies import Strategy
     from kvcompress.analysis.summary.reader import Sample
 
@@ -55,10 +57,7 @@ def run_recommend(request: Request) -> dict[str, Any]:
         UnsupportedModelError: the model cannot be compressed.
     """
     from kvcompress.analysis.recommend.measuring import Tolerance
-    from kvcompress.analysis.recommend.pattern import find_pattern
     from kvcompress.analysis.recommend.readable import readable
-    from kvcompress.analysis.recommend.recommendations import Recommendations
-    from kvcompress.analysis.recommend.strategies import propose
     from kvcompress.analysis.summary.reader import read_sample
 
     tolerance = Tolerance(kl=request.kl, top1=request.top1)
@@ -67,20 +66,9 @@ def run_recommend(request: Request) -> dict[str, Any]:
         raise CommandError("--model is what is measured with, and --no-measure measures nothing; leave one out")
     sample = read_sample(request.folder, request.sample)
     text, data = claim(request.output_dir, FILES, force=request.force)
-    summary, pattern = sample.summary, find_pattern(sample)
-    strategies = propose(pattern, _compressible(sample), summary.policy, kept)
-    reason = _why_not(request, summary.model.name)
-    measurement = None if reason is not None else _measured(request, sample, strategies, tolerance)
-    found = Recommendations(
-        sample=sample.index,
-        capture_model=summary.model.name,
-        prompt_tokens=summary.prompt_tokens,
-        pattern=pattern,
-        strategies=tuple(strategies),
-        tolerance=tolerance,
-        measurement=measurement,
-        why_not_measured=reason,
-    )
+    reason = _why_not(request, sample.summary.model.name)
+    model = reason if reason is not None else partial(_load, request)
+    found = find_recommendations(sample, model, kept, tolerance, rounds=request.rounds)
     content, written = found.to_json(), readable(found)
     write_text(text, written)
     write_json(data, content)
@@ -90,6 +78,46 @@ def run_recommend(request: Request) -> dict[str, Any]:
         typer.echo(written)
         typer.echo(f"written: {text}, {data}")
     return content
+
+
+def find_recommendations(
+    sample: Sample,
+    model: Callable[[], LoadedModel] | str,
+    kept: Sequence[float],
+    tolerance: Tolerance,
+    *,
+    rounds: int,
+) -> Recommendations:
+    """Finds the pattern of a sample, and measures the strategies.
+
+    Args:
+        sample: the sample.
+        model: loads what is measured with; or why nothing is measured.
+        kept: fractions of the prompt that are kept.
+        tolerance: what a recommendation may cost.
+        rounds: timed rounds of each chosen budget.
+
+    Raises:
+        CommandError: the model is not the sample's.
+        ValueError: the sample says nothing about its attention.
+        UnsupportedModelError: the model cannot be compressed.
+    """
+    from kvcompress.analysis.recommend.pattern import find_pattern
+    from kvcompress.analysis.recommend.recommendations import Recommendations
+    from kvcompress.analysis.recommend.strategies import propose
+
+    summary, pattern = sample.summary, find_pattern(sample)
+    strategies = propose(pattern, _compressible(sample), summary.policy, kept)
+    return Recommendations(
+        sample=sample.index,
+        capture_model=summary.model.name,
+        prompt_tokens=summary.prompt_tokens,
+        pattern=pattern,
+        strategies=tuple(strategies),
+        tolerance=tolerance,
+        measurement=None if isinstance(model, str) else _measured(model(), sample, strategies, tolerance, rounds),
+        why_not_measured=model if isinstance(model, str) else None,
+    )
 
 
 def _compressible(sample: Sample) -> int:
@@ -108,13 +136,19 @@ def _why_not(request: Request, capture_model: str) -> str | None:
     return None
 
 
-def _measured(request: Request, sample: Sample, strategies: list[Strategy], tolerance: Tolerance) -> Measurement:
-    from kvcompress.analysis.recommend.measuring import measure, setting_for
-    from kvcompress.analysis.recommend.recommendations import Measurement
-
+def _load(request: Request) -> LoadedModel:
     loaded = load_model(request.model, choose_place(request.device, request.dtype))
     for message in loaded.warnings:
         warn(message)
+    return loaded
+
+
+def _measured(
+    loaded: LoadedModel, sample: Sample, strategies: list[Strategy], tolerance: Tolerance, rounds: int
+) -> Measurement:
+    from kvcompress.analysis.recommend.measuring import measure, setting_for
+    from kvcompress.analysis.recommend.recommendations import Measurement
+
     check_model(loaded, sample)
     setting = setting_for(sample.token_count, sample.summary.prompt_tokens)
     with counting("budgets", sum(len(strategy.budgets) for strategy in strategies)) as advance:
@@ -124,7 +158,7 @@ def _measured(request: Request, sample: Sample, strategies: list[Strategy], tole
             setting,
             strategies,
             tolerance,
-            rounds=request.rounds,
+            rounds=rounds,
             advance=advance,
         )
     return Measurement(model=describe_model(loaded), setting=setting, strategies=tuple(found))

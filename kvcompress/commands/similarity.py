@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,8 +27,9 @@ def similarity(
     max_tokens: _MaxTokens = 128,
     thresholds: _Thresholds = "0.9,0.95,0.99",
     layers: study_options.Layers = None,
-    output_dir: capture_options.OutputDir = Path("similarity"),
+    output_dir: capture_options.OutputDir = capture_options.DEFAULT_FOLDER,
     force: analysis_options.Force = False,
+    no_plots: study_options.NoPlots = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare the keys and values of a text's cache: tokens, heads and layers (cosine, linear CKA), redundancy."""
@@ -52,6 +52,7 @@ def similarity(
         layers=layers,
         output_dir=output_dir,
         force=force,
+        plots=not no_plots,
         as_json=as_json,
     )
     run_similarity(source, request)

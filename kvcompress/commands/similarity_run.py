@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from kvcompress.commands.lists import fractions, indices
 from kvcompress.commands.result_files import claim, print_json, write_json
-from kvcompress.commands.studies import Source, begin, layers_of
+from kvcompress.commands.result_pictures import check_pictures, draw_pictures
+from kvcompress.commands.studies import Source, Study, begin, layers_of
+
+if TYPE_CHECKING:
+    from kvcompress.analysis.factorisation.layer_states import LayerStates
 
 SCHEMA = "kvcompress.similarity/1"
 FILE = "similarity.json"
@@ -27,6 +32,7 @@ class Request:
     layers: str | None
     output_dir: Path
     force: bool
+    plots: bool
     as_json: bool
 
 
@@ -40,23 +46,40 @@ def run_similarity(source: Source, request: Request) -> dict[str, Any]:
         CommandError: something that was given cannot be used, or a file is there already.
         ValueError: a layer that is not there.
     """
-    from kvcompress.analysis.similarity.cache_similarity import cache_similarity
-
     wanted = indices("--layers", request.layers)
     thresholds = fractions("--thresholds", request.thresholds, least=-1.0)
     (path,) = claim(request.output_dir, [FILE], force=request.force)
+    if request.plots:
+        check_pictures(request.output_dir, "similarity", force=request.force)
     study = begin(source, sequence_length=request.sequence_length, steps=0)
-    found = cache_similarity(layers_of(study, wanted), most_tokens=request.max_tokens, thresholds=thresholds)
-    content = {**study.head(SCHEMA), **found.to_json()}
+    content = similarity_results(study, layers_of(study, wanted), request.max_tokens, thresholds)
     write_json(path, content)
+    written = [path, *(draw_pictures(request.output_dir, "similarity") if request.plots else [])]
     if request.as_json:
-        print_json({**content, "written": [str(path)]})
+        print_json({**content, "written": [str(each) for each in written]})
     else:
-        _show(content, path)
+        _show(content, written)
     return content
 
 
-def _show(content: dict[str, Any], path: Path) -> None:
+def similarity_results(
+    study: Study, layers: Sequence[LayerStates], most_tokens: int, thresholds: Sequence[float]
+) -> dict[str, Any]:
+    """What ``similarity.json`` holds.
+
+    Args:
+        study: the model and the text.
+        layers: the cache of the text.
+        most_tokens: most tokens that matrices show.
+        thresholds: cosines above which a token counts as redundant.
+    """
+    from kvcompress.analysis.similarity.cache_similarity import cache_similarity
+
+    found = cache_similarity(layers, most_tokens=most_tokens, thresholds=thresholds)
+    return {**study.head(SCHEMA), **found.to_json()}
+
+
+def _show(content: dict[str, Any], written: list[Path]) -> None:
     console = Console(highlight=False)
     shown = len(content["token_positions"])
     console.print(
@@ -79,7 +102,8 @@ def _show(content: dict[str, Any], path: Path) -> None:
             _mean_of_others(layer["head_cka"]),
         )
     console.print(table)
-    console.print(f"written: {path}", markup=False, soft_wrap=True)
+    for path in written:
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 def _mean_of_others(matrix: list[list[float]]) -> str:

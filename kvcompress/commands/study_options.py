@@ -24,4 +24,7 @@ Layers = Annotated[
     str | None,
     typer.Option(help="Of which layers, e.g. 0,2,8-11. Default: all.", show_default=False, rich_help_panel=_STUDY),
 ]
+NoPlots = Annotated[
+    bool, typer.Option("--no-plots", help="Write the numbers alone, no pictures.", rich_help_panel="Output")
+]
 StudySeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of random orders.", rich_help_panel=_STUDY)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,8 +59,9 @@ def tucker(
     layers: study_options.Layers = None,
     no_sensitivity: _NoSensitivity = False,
     steps: study_options.Steps = 32,
-    output_dir: capture_options.OutputDir = Path("tucker"),
+    output_dir: capture_options.OutputDir = capture_options.DEFAULT_FOLDER,
     force: analysis_options.Force = False,
+    no_plots: study_options.NoPlots = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Decompose the keys and values of a text's cache (Tucker, with an SVD of equal bytes beside it).
@@ -90,6 +90,7 @@ def tucker(
         steps=steps,
         output_dir=output_dir,
         force=force,
+        plots=not no_plots,
         as_json=as_json,
     )
     run_tucker(source, request)

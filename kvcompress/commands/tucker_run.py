@@ -13,6 +13,7 @@ from rich.table import Table
 from kvcompress.commands.counting import counting
 from kvcompress.commands.lists import indices
 from kvcompress.commands.result_files import claim, print_json, write_json
+from kvcompress.commands.result_pictures import check_pictures, draw_pictures
 from kvcompress.commands.studies import Source, Study, begin, layers_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Request:
     steps: int
     output_dir: Path
     force: bool
+    plots: bool
     as_json: bool
 
 
@@ -54,14 +56,17 @@ def run_tucker(source: Source, request: Request) -> dict[str, Any]:
     """
     wanted = indices("--layers", request.layers)
     (path,) = claim(request.output_dir, [FILE], force=request.force)
+    if request.plots:
+        check_pictures(request.output_dir, "tucker", force=request.force)
     study = begin(source, sequence_length=request.sequence_length, steps=request.steps if request.sensitivity else 0)
-    content = _content(study, layers_of(study, wanted), request)
+    content = tucker_results(study, layers_of(study, wanted), request)
     write_json(path, content)
+    written = [path, *(draw_pictures(request.output_dir, "tucker") if request.plots else [])]
     if request.as_json:
         layers = [{key: value for key, value in layer.items() if key not in _BULKY} for layer in content["layers"]]
-        print_json({**content, "layers": layers, "written": [str(path)]})
+        print_json({**content, "layers": layers, "written": [str(each) for each in written]})
     else:
-        _show(content, path)
+        _show(content, written)
     return content
 
 
@@ -83,7 +88,18 @@ def ranks_for(shape: tuple[int, int, int], request: Request) -> Ranks:
     )
 
 
-def _content(study: Study, layers: Sequence[LayerStates], request: Request) -> dict[str, Any]:
+def tucker_results(study: Study, layers: Sequence[LayerStates], request: Request) -> dict[str, Any]:
+    """What ``tucker.json`` holds.
+
+    Args:
+        study: the model and the text.
+        layers: the cache of the text.
+        request: ranks, and whether sensitivity is measured.
+
+    Raises:
+        ValueError: ranks that the cache cannot have.
+        UnsupportedModelError: sensitivity was asked for, and the model cannot be compressed.
+    """
     from kvcompress.analysis.factorisation.components import MOST_SHOWN, components
     from kvcompress.analysis.factorisation.layer_states import TARGETS
     from kvcompress.analysis.factorisation.rank_sweep import rank_sweep
@@ -117,7 +133,7 @@ def _content(study: Study, layers: Sequence[LayerStates], request: Request) -> d
     }
 
 
-def _show(content: dict[str, Any], path: Path) -> None:
+def _show(content: dict[str, Any], written: list[Path]) -> None:
     console = Console(highlight=False)
     ranks = content["ranks"]
     head = "" if ranks["head"] is None else f", head rank {ranks['head']}"
@@ -150,4 +166,5 @@ def _show(content: dict[str, Any], path: Path) -> None:
             markup=False,
             soft_wrap=True,
         )
-    console.print(f"written: {path}", markup=False, soft_wrap=True)
+    for path in written:
+        console.print(f"written: {path}", markup=False, soft_wrap=True)

@@ -33,8 +33,9 @@ SMALL = {
 }
 
 
-def run(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def run(*arguments: Any, plots: bool = False) -> Result:
+    words = [*arguments, *([] if plots else ["--no-plots"])]
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def content_of(result: Result, folder: Path, name: str) -> dict[str, Any]:
@@ -173,6 +174,33 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments: list[str], message:
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pictures_are_drawn_beside_the_numbers_and_not_overwritten(name: str, tmp_path: Path) -> None:
+    arguments = [name, *SMALL[name], "--output-dir", tmp_path]
+    result = run(*arguments, "--json", plots=True)
+    assert result.exit_code == 0, result.output
+    written = [Path(path) for path in json.loads(result.stdout)["written"]]
+    folder = Path(FILES[name]).stem
+    assert written[0] == tmp_path / FILES[name]
+    assert sorted(written[1:]) == sorted((tmp_path / folder).iterdir())
+    assert len(written) > 2
+    for path in written[1:]:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    written[0].unlink()
+    again = run(*arguments, plots=True)
+    assert again.exit_code == 2
+    assert "would be overwritten" in again.output
+    assert not written[0].exists()
+    assert run(*arguments, "--force", plots=True).exit_code == 0
+
+
+def test_what_was_not_measured_is_not_drawn_and_said_so(tmp_path: Path) -> None:
+    result = run("tucker", *SMALL["tucker"], "--no-sensitivity", "--output-dir", tmp_path, plots=True)
+    assert result.exit_code == 0, result.output
+    assert "layer_sensitivity is not drawn" in " ".join(result.output.split())
+    assert [path.name for path in (tmp_path / "tucker").iterdir()] == ["tucker_components.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
