@@ -105,13 +105,17 @@ class Arrays:
         if self._sample.summary.tokens is None:
             self.encoded["token.ids"] = encode_integers(self._array("token.ids"))
         self._add_statistics()
-        self._add_keys_and_values()
         if self._sample.compressed:
             self._add_compression()
+        self._add_keys_and_values()
         self._add_heatmaps()
-        limit = int(self._room * self._limits.influence)
-        self._add_within("token.influence", per_layer("Masses that decoded tokens paid"), limit)
-        self._add_masses(self._room - sum(map(size_of, self.encoded.values())))
+        self._add_within("token.influence", per_layer("Masses that decoded tokens paid"), self._limits.influence)
+        self._add_masses()
+        self.notes = list(dict.fromkeys(self.notes))
+
+    def _left(self, share: float = 1.0) -> int:
+        """Bytes that an array may take: its share, at most what others have left."""
+        return min(int(share * self._room), self._room - sum(map(size_of, self.encoded.values())))
 
     def _array(self, name: str, events: Sequence[int] | None = None) -> Array:
         tensor = self._sample.tensor(name)
@@ -140,9 +144,8 @@ class Arrays:
             self.encoded[f"over_time.{name}"] = encode_floats(means)
 
     def _add_keys_and_values(self) -> None:
-        limit = int(self._room * self._limits.norms)
         for what in ("key", "value"):
-            self._add_within(f"kv.{what}_norm", per_head(f"Norms of {what}s"), limit)
+            self._add_within(f"kv.{what}_norm", per_head(f"Norms of {what}s"), self._limits.norms)
             for name in KEY_VALUE:
                 self.encoded[f"kv.{what}_{name}"] = encode_floats(self._array(f"kv.{what}_{name}"))
 
@@ -151,10 +154,10 @@ class Arrays:
             self.encoded[f"compression.{name}"] = encode_exact(self._array(f"compression.{name}"))
         self.encoded["compression.budget"] = encode_integers(self._array("compression.budget"))
         self.encoded["compression.held"] = encode_integers(self._array("compression.held", self._events.page))
-        limit = int(self._room * self._limits.evictions)
         for name in ("evicted_event", "evicted_stage"):
-            self._add_within(f"compression.{name}", whole_numbers(), limit // 2, "When each token was evicted")
-        self._add_within("compression.score", per_head("Scores"), int(self._room * self._limits.scores))
+            share = self._limits.evictions / 2
+            self._add_within(f"compression.{name}", whole_numbers(), share, "When each token was evicted")
+        self._add_within("compression.score", per_head("Scores"), self._limits.scores, "The policy's scores")
         event, stage = self._array("compression.evicted_event"), self._array("compression.evicted_stage")
         self._add_cuts(event, stage)
         counts = count_evictions(event, stage, self._sample.events)
@@ -176,7 +179,7 @@ class Arrays:
 
     def _add_heatmaps(self) -> None:
         events = self._array("heatmap.event").tolist()
-        limit, maps = int(self._room * self._limits.heatmaps), self._sample.tensor("heatmap.mass")
+        limit, maps = self._left(self._limits.heatmaps), self._sample.tensor("heatmap.mass")
         for place in halving(range(len(events))):
             codings = per_head(f"The map of event {events[place]}: its masses")
             found = choose(maps[place].numpy(), codings, limit)
@@ -190,8 +193,8 @@ class Arrays:
         self.heatmap_events.sort()
         self._note_part("Maps of queries by keys", self.heatmap_events, events)
 
-    def _add_masses(self, limit: int) -> None:
-        stored = self._sample.token_mass_events
+    def _add_masses(self) -> None:
+        stored, limit = self._sample.token_mass_events, self._left()
         for event in halving(stored):
             coded = choose(self._sample.token_mass(event).numpy(), per_layer(f"Masses of event {event}"), limit)
             if coded is None:
@@ -204,10 +207,10 @@ class Arrays:
         self.mass_events.sort()
         self._note_part("Masses per token", self.mass_events, range(self._sample.events))
 
-    def _add_within(self, name: str, codings: Sequence[Coding], limit: int, what: str | None = None) -> None:
-        found = choose(self._array(name), codings, limit)
+    def _add_within(self, name: str, codings: Sequence[Coding], share: float, what: str | None = None) -> None:
+        found = choose(self._array(name), codings, self._left(share))
         if found is None:
-            self.notes.append(f"{what or name} would not fit; read it in Python (kvcompress.analysis.summary.reader).")
+            self.notes.append(f"{what or name}: it would not fit; kvcompress.analysis.summary.reader reads it.")
             return
         self.encoded[name], coding = found
         self.codings[name] = coding.name

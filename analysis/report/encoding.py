@@ -49,13 +49,12 @@ def encode_integers(values: Array) -> Encoded:
         values: integers of any shape.
 
     Returns:
-        ``{type, shape, data}``.
+        ``{type, shape, offset, data}``; a value is the number written plus ``offset``, which is at most 0.
     """
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    for name, dtype in (("u8", "u1"), ("i16", "<i2"), ("i32", "<i4")):
-        bounds = np.iinfo(dtype)
-        if bounds.min <= low and high <= bounds.max:
-            return _packed(name, values.astype(dtype))
+    low, high = (min(0, int(values.min())), int(values.max())) if values.size else (0, 0)
+    for name, dtype in (("u8", "u1"), ("u16", "<u2"), ("i32", "<i4")):
+        if high - low <= np.iinfo(dtype).max:
+            return {**_packed(name, (values - low).astype(dtype)), "offset": low}
     return _packed("f64", values.astype("<f8"))  # exact up to 2^53, as every number of JavaScript
 
 

@@ -23,7 +23,9 @@ TEXT_BYTES_PER_BYTE: Final = 4 / 3  # base64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what a page holds. Shares are of ``sample_bytes``; what they leave goes to masses per token.
+    """Bounds on what a page holds.
+
+    Shares are of ``sample_bytes``, each at most of what others have left; what all leave goes to masses per token.
 
     Attributes:
         page_bytes: of all samples together.
@@ -45,8 +47,8 @@ class Limits:
     statistics: float = 0.10
     profiles: float = 0.10
     heatmaps: float = 0.08
-    evictions: float = 0.08
-    scores: float = 0.34
+    evictions: float = 0.25
+    scores: float = 0.40
     norms: float = 0.05
     influence: float = 0.05
     token_text: int = 256

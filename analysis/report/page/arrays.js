@@ -2,7 +2,7 @@
 const Arrays = (() => {
   const TYPES = {
     u8: Uint8Array,
-    i16: Int16Array,
+    u16: Uint16Array,
     i32: Int32Array,
     f32: Float32Array,
     f64: Float64Array,
@@ -88,7 +88,8 @@ const Arrays = (() => {
     if (encoded.type === "logarithmic" || encoded.type === "even") {
       return new Tensor(encoded.shape, fromBytes(codes, encoded));
     }
-    return new Tensor(encoded.shape, codes);
+    const offset = encoded.offset || 0;
+    return new Tensor(encoded.shape, offset ? Int32Array.from(codes, (code) => code + offset) : codes);
   }
 
   async function decodeAll(encoded) {

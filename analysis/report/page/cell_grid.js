@@ -62,6 +62,7 @@ class CellGrid {
     const density = devicePixelRatio || 1;
     this.canvas.width = Math.round(box.width * density);
     this.canvas.height = Math.round(box.height * density);
+    this.canvas.style.width = `${box.width}px`;
     this.canvas.style.height = `${box.height}px`;
     const context = this.canvas.getContext("2d");
     context.scale(density, density);

@@ -1,6 +1,7 @@
 /* Why a head holds a token or has evicted it: a sentence with the numbers that decided. */
 const Fate = (() => {
   const NAMES = ["held", "evicted in prefill", "evicted by the cascade", "evicted while decoding"];
+  const ROUNDING = 0.06; // of a score in 8 bits, relative, at most
   const SHORT = ["held", "prefill", "cascade", "decode"];
   const short = (code) => (code < 0 ? "later" : SHORT[code]);
   const name = (code) => (code < 0 ? "not there yet" : NAMES[code]);
@@ -84,12 +85,12 @@ const Fate = (() => {
 
   function whyEvicted(sample, layer, kvHead, token, stage) {
     const number = sample.evictedEvent(layer, kvHead, token);
-    const when = `Evicted at event ${number}`;
+    const when = `At event ${number}`;
     const value = score(sample, layer, kvHead, token);
     if (stage === 3) {
       const before = Number.isFinite(value) ? ` In the prefill its score had been ${scoreText(sample, value)}.` : "";
-      const why = "a new token needed a place, and this one's running score was the head's lowest";
-      return `${when}, while decoding: ${why}.${before}`;
+      const rule = sample.policy.decode ? `decode rule (${sample.policy.decode})` : "decode rule";
+      return `${when}, while decoding: a new token needed a place; the policy's ${rule} gave it this one's.${before}`;
     }
     const { lowest, place } = compared(sample, layer, kvHead, token, number, stage);
     const cause =
@@ -98,13 +99,20 @@ const Fate = (() => {
         : `${when}, by the cascade: later layers took part of this layer's budget`;
     if (!Number.isFinite(value)) return `${cause}; it had no score.`;
     if (!Number.isFinite(lowest)) return `${cause}: score ${scoreText(sample, value)}; no scored token was kept.`;
-    const beside =
-      value < lowest
-        ? `below the head's cut ${Format.number(lowest)}`
-        : value === lowest
-          ? `equal to the head's cut; the earlier rank won`
-          : `given when its block came in; scored anew at this event, it fell below the cut ${Format.number(lowest)}`;
+    const beside = besideCut(sample, value, lowest);
     return `${cause}: score ${scoreText(sample, value)}, ${beside} (${place}${budget(sample, layer)}).`;
+  }
+
+  /* How an evicted token's score stands to the head's lowest kept one: not below only by rounding or a new scoring. */
+  function besideCut(sample, value, lowest) {
+    const cutText = Format.number(lowest);
+    if (sample.averaged("compression.score")) return `a mean over the layer's heads; this head's cut is ${cutText}`;
+    if (value < lowest) return `below the head's cut ${cutText}`;
+    if (value === lowest) return "equal to the head's cut: another token of that score was kept";
+    const near = value - lowest < ROUNDING * Math.abs(lowest);
+    return near && sample.codings["compression.score"] !== "exact"
+      ? `at the head's cut ${cutText}, as far as the page's rounding tells`
+      : `given when its block came in; scored anew at this event, it fell below the cut ${cutText}`;
   }
 
   /* {code, name, why, score, cut} of a token in a kv head after an event. */

@@ -17,6 +17,7 @@ class Sample {
     this.window = Number((this.policy || {}).window_size) || 0;
     this.sinks = Number((this.policy || {}).sink_tokens) || 0;
     const style = Format.artefacts(this.tokens || []);
+    this.spaceless = !(this.tokens || []).some((text) => text.length > 1 && /[ Ġ▁]/.test(text)); // words alone
     this.texts = this.tokens ? this.tokens.map((text) => Format.readable(text, style)) : null;
   }
 

@@ -40,6 +40,7 @@ class TokenText {
         pieces.push(Dom.make("span", { class: "boundary", role: "presentation" }, "after the prompt"));
       }
     }
+    this.node.classList.toggle("spaceless", sample.spaceless);
     Dom.replace(this.node, pieces);
   }
 

@@ -100,7 +100,7 @@ class Page:
         height = min(9000, int(self.script("return document.documentElement.scrollHeight")))
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.settle()
+        self.driver.execute_async_script("setTimeout(arguments[0], 400)")  # the page draws anew after a short while
         picture = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
         path.write_bytes(base64.b64decode(picture["data"]))
         self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

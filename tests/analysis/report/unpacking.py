@@ -12,7 +12,7 @@ import numpy as np
 
 from kvcompress.analysis.report.encoding import Array
 
-DTYPES = {"u8": "u1", "i16": "<i2", "i32": "<i4", "f64": "<f8", "f32": "<f4", "f16": "<f2"}
+DTYPES = {"u8": "u1", "u16": "<u2", "i32": "<i4", "f64": "<f8", "f32": "<f4", "f16": "<f2"}
 
 
 def unpack(encoded: Mapping[str, Any]) -> Array:
@@ -20,7 +20,7 @@ def unpack(encoded: Mapping[str, Any]) -> Array:
     dtype = np.dtype(DTYPES.get(encoded["type"], "u1"))
     planes = np.frombuffer(gzip.decompress(base64.b64decode(encoded["data"])), np.uint8)
     numbers = np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).astype(np.float64)
-    values = numbers.reshape(encoded["shape"]) * encoded.get("scale", 1.0)
+    values = numbers.reshape(encoded["shape"]) * encoded.get("scale", 1.0) + encoded.get("offset", 0)
     if encoded["type"] not in {"logarithmic", "even"}:
         return values
     even = encoded["type"] == "even"
