@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
@@ -111,18 +113,14 @@ def _lines(axes: Axes, values: Floats, names: list[str], what: str, mean: Floats
     """A line per column of ``values [E, columns]``, named in a legend where they are few, else by a colour bar."""
     count = values.shape[1]
     every = max(1, len(values) // 20)
+    many = count > _MOST_NAMED
+    look: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.7} if many and mean is not None else {"linewidth": 1.1}
+    look["marker"] = "." if mean is not None else "o"
     for column, (name, colour) in enumerate(zip(names, shades(count), strict=True)):
-        axes.plot(
-            values[:, column],
-            color=colour,
-            marker="." if mean is not None else "o",
-            markevery=every,
-            label=name,
-            linewidth=1.1,
-        )
+        axes.plot(values[:, column], color=colour, markevery=every, label=name, **look)
     if mean is not None:
         axes.plot(mean, color="black", linewidth=2.2, marker="o", markevery=every, label="mean")
-    if count <= _MOST_NAMED:
+    if not many:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return
     if mean is not None:

@@ -68,8 +68,9 @@ def _map(axes: Axes, evicted: Whole, layers: list[int], sample: Sample) -> None:
         extent=(0, tokens, count * heads - 0.5, -0.5),
     )
     axes.grid(visible=False)
+    rows_are_high = count * heads <= _MOST_ROW_NAMES
     for edge in range(1, count):
-        axes.axhline(edge * heads - 0.5, color="white", linewidth=1)
+        axes.axhline(edge * heads - 0.5, color="white", linewidth=1 if rows_are_high else 0.4)
     every = max(1, -(-count // _MOST_ROW_NAMES))
     places = [place * heads + (heads - 1) / 2 for place in range(0, count, every)]
     axes.set_yticks(places, [str(layer) for layer in layers[::every]])

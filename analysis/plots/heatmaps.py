@@ -147,7 +147,7 @@ def _panels(maps: Sequence[AttentionMap], names: Sequence[str], title: str) -> F
             mesh = probability_mesh(axes, shown.values, shown.key_edges, shown.query_edges, norm)
             axes.set_box_aspect(1)
         axes.set_title(name, fontsize=9)
-        whole_ticks(axes.xaxis, 4)
+        whole_ticks(axes.xaxis, 4 if columns <= 4 else 2)
         axes.tick_params(labelsize=7.5)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
@@ -175,6 +175,7 @@ def _single_query(sample: Sample, shown: AttentionMap, layer: int, step: int, he
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, min(1.6 + 0.2 * len(by_head), 5.5)])
     above.stairs(shown.values[0], shown.key_edges, fill=True, color=BLUE)
     above.set_ylim(bottom=0)
+    above.set_xlim(-0.01 * edges[-1], 1.01 * edges[-1])  # a bar at an end is seen beside the axis
     above.set(ylabel=PROBABILITY, title=shown.heads)
     norm = probability_norm(by_head)
     mesh = below.pcolormesh(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kvcompress.analysis.plots.catalogue import Place
-from kvcompress.analysis.plots.interactive import interactive_attention, surface
+from kvcompress.analysis.plots.interactive import interactive_attention
+from kvcompress.analysis.plots.surface import surface
 from kvcompress.analysis.summary.reader import Sample
 
 

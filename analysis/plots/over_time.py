@@ -8,6 +8,7 @@ from functools import wraps
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from kvcompress.analysis.metrics.generation_stages import weighted_mean
 from kvcompress.analysis.metrics.of_sample.events import mean_over_events
@@ -134,17 +135,18 @@ def cumulative_mass(axes: Axes, sample: Sample) -> None:
     for mark, colour in zip(MARKS, (ORANGE, PURPLE), strict=True):
         at = float(mean[list(percent).index(mark)])
         axes.plot([lowest, at, at], [mark, mark, 0], color=colour, linestyle="--", linewidth=1.2)
-        axes.plot(at, mark, "D", color=colour, label=f"{mark} % of the mass: {at:.2g} % of the keys")
+        axes.plot(at, mark, "D", color=colour, label=f"{mark} % of the mass: {at:.3g} % of the keys")
     axes.set(
         xscale="log",
-        xlim=(lowest, 100),
+        xlim=(lowest, 115),
         ylim=(0, 102),
         xlabel="strongest keys of a query (% of the keys it sees)",
         ylabel="attention mass (%)",
         title="Cumulative attention mass",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plain_numbers(axes.xaxis)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def coverage_curve(sample: Sample) -> tuple[Floats, Whole]:

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from kvcompress.analysis.files import replace_text, replacing
-from kvcompress.analysis.plots.style import DPI, STYLE
+from kvcompress.analysis.plots.style import DPI, common_style
 
 _HTML_SETTINGS = {"displaylogo": False, "responsive": True}
 
@@ -33,7 +32,7 @@ def save_png(figure: Figure, path: Path) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    with replacing(path) as partial, rc_context(STYLE):
+    with replacing(path) as partial, common_style():
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
     return path
 

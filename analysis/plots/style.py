@@ -6,7 +6,8 @@ Pictures are 1260 pixels wide. No global state is touched: every view draws with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, ParamSpec
 
@@ -50,8 +51,17 @@ STYLE: Final[dict[Any, Any]] = {
 }
 
 
+@contextmanager
+def common_style() -> Iterator[None]:
+    """Draws in the common style, whatever the settings of the process are, and leaves those as they were."""
+    with rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
 def styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
-    """Makes a view draw in the common style, whatever the settings of the process are.
+    """Makes a view draw in the common style; see :func:`common_style`.
 
     Args:
         draw: a view; returns the figure it made.
@@ -59,7 +69,7 @@ def styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
 
     @wraps(draw)
     def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Figure:
-        with rc_context(STYLE):
+        with common_style():
             return draw(*args, **kwargs)
 
     return drawn
