@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+_MOST_GRAM_TOKENS = 512  # up to which a matrix [tokens, tokens] of each representation is held
+
 
 def linear_cka(features: Sequence[torch.Tensor]) -> torch.Tensor:
     """Linear centred kernel alignment of each pair: ``‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖)`` of centred ``X`` and ``Y``.
@@ -28,15 +30,28 @@ def linear_cka(features: Sequence[torch.Tensor]) -> torch.Tensor:
             f"{[list(each.shape) for each in features]}"
         )
     centred = [_scaled(each.detach().double()) for each in features]
+    products = _by_tokens(centred) if len(centred[0]) <= _MOST_GRAM_TOKENS else _by_features(centred)
+    norms = products.diagonal().sqrt()
+    scale = norms[:, None] * norms
+    return (products / scale.masked_fill(scale == 0, 1)).clamp(0, 1)
+
+
+def _by_tokens(centred: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``‖Yᵀ X‖²`` of each pair as the inner product of Gram matrices ``[tokens, tokens]``: cheap for many pairs."""
+    grams = torch.stack([(each @ each.T).flatten().cpu() for each in centred])
+    products = grams @ grams.T
+    return (products + products.T) / 2  # a blocked product need not be symmetric in the last bit
+
+
+def _by_features(centred: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``‖Yᵀ X‖²`` of each pair, a pair at a time: memory does not grow with the tokens."""
     count = len(centred)
     products = torch.zeros(count, count, dtype=torch.float64)
     for row in range(count):
         for column in range(row, count):
             product = (centred[column].T @ centred[row]).square().sum()
             products[row, column] = products[column, row] = product
-    norms = products.diagonal().sqrt()
-    scale = norms[:, None] * norms
-    return (products / scale.masked_fill(scale == 0, 1)).clamp(0, 1)
+    return products
 
 
 def _scaled(matrix: torch.Tensor) -> torch.Tensor:

@@ -68,8 +68,9 @@ def plain_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((k * m).sum() / (k.norm() * m.norm()))
 
 
-def test_cka_is_the_kernel_form() -> None:
-    features = [random(20, 4), random(20, 7, seed=1), random(20, 30, seed=2)]
+@pytest.mark.parametrize("tokens", [20, 600])  # by Gram matrices, and by features
+def test_cka_is_the_kernel_form(tokens: int) -> None:
+    features = [random(tokens, 4), random(tokens, 7, seed=1), random(tokens, 30, seed=2)]
     found = linear_cka(features)
     for i, x in enumerate(features):
         for j, y in enumerate(features):
