@@ -109,7 +109,8 @@ class EditedCache(CompressedCache):
     """Keeps every token of the prompt until all layers have attended it, and is then edited, layer by layer.
 
     So the prompt is attended whole, as with every compression, and what follows it sees the edited cache. Tokens that
-    go leave no slot behind. A second prompt (or a further block) is kept whole and edited no more.
+    go leave no slot behind. Layers with a sliding window take part with the tokens that they still hold. A second
+    prompt (or a further block) is kept whole and edited no more.
 
     Args:
         model: a decoder of transformers that the engine can compress.
@@ -123,7 +124,7 @@ class EditedCache(CompressedCache):
 
     def __init__(self, model: PreTrainedModel, edit: Edit, *, observers: int | None = None) -> None:
         policy = _KeepAll() if observers is None else _KeepAll(window_size=observers, scored=True)
-        super().__init__(model, policy, keep_statistics=observers is not None)
+        super().__init__(model, policy, keep_statistics=observers is not None, compress_sliding=True)
         self._edit = edit
         self._edited = False
 

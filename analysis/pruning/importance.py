@@ -94,7 +94,8 @@ def prompt_importance(model: PreTrainedModel, prompt: Sequence[int]) -> Importan
         raise ValueError(f"prompt must have at least 2 tokens, so that one can observe another; got {len(prompt)}")
     window = min(_WINDOW, len(prompt) // 2)
     listener = _Listener()
-    cache = CompressedCache(model, SnapKV(cache_size=len(prompt) + window, window_size=window, pool_size=1))
+    policy = SnapKV(cache_size=len(prompt) + window, window_size=window, pool_size=1)
+    cache = CompressedCache(model, policy, compress_sliding=True)
     cache.add_observer(listener)
     Conversation(model, cache).feed([list(prompt)])
     for entry in listener.layers:
@@ -106,14 +107,14 @@ def prompt_importance(model: PreTrainedModel, prompt: Sequence[int]) -> Importan
 
 
 def importance_json(importance: Importance, most_tokens: int = _MOST_TOKENS) -> dict[str, Any]:
-    """The scores as in ``pruning.json``; infinite ones, of the last tokens, are None.
+    """The scores as in ``pruning.json``; None for the last tokens, and those that a sliding window has left behind.
 
     Args:
         importance: of a prompt.
         most_tokens: of how many tokens at most, evenly spaced; their scores are means over heads.
     """
-    places = evenly_spaced(importance[0].tokens.shape[1], most_tokens)
-    tokens = [entry.tokens.mean(0)[places] for entry in importance]
+    total = 1 + max(int(entry.positions[-1]) for entry in importance)
+    places = evenly_spaced(total, most_tokens)
     return {
         "layers": [entry.whole for entry in importance],
         "heads": [entry.heads.tolist() for entry in importance],
@@ -121,6 +122,13 @@ def importance_json(importance: Importance, most_tokens: int = _MOST_TOKENS) -> 
             "keys": [entry.key_dimensions.tolist() for entry in importance],
             "values": [entry.value_dimensions.tolist() for entry in importance],
         },
-        "tokens": [[value if isfinite(value) else None for value in row.tolist()] for row in tokens],
-        "token_positions": importance[0].positions[places].tolist(),
+        "tokens": [_token_scores(entry, total, places) for entry in importance],
+        "token_positions": places.tolist(),
     }
+
+
+def _token_scores(entry: LayerImportance, total: int, places: torch.Tensor) -> list[float | None]:
+    """Mean over heads at each place; None where the layer has no score."""
+    scores = torch.full((total,), torch.nan, dtype=torch.float64)
+    scores[entry.positions] = entry.tokens.mean(0)
+    return [value if isfinite(value) else None for value in scores[places].tolist()]
