@@ -182,7 +182,10 @@ def check_model(loaded: LoadedModel, sample: Sample) -> None:
     last = max(sample.summary.layer_indices)
     if last >= config.num_hidden_layers:
         wrong.append(f"{config.num_hidden_layers} layers and not at least {last + 1}")
-    if int(sample.tensor("token.ids").max()) >= config.vocab_size:
+    ids = sample.tensor("token.ids")
+    if int(ids.min()) < 0:
+        raise CommandError("the capture does not say which tokens its model saw, so nothing can be run; --no-measure")
+    if int(ids.max()) >= config.vocab_size:
         wrong.append(f"a vocabulary of {config.vocab_size}, which lacks tokens of the capture")
     if wrong:
         raise CommandError(

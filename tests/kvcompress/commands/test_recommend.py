@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from kvcompress.analysis.capture.recorder import Recorder
 from kvcompress.analysis.fidelity.fidelity import fidelity
-from kvcompress.analysis.summary.reader import read_sample
+from kvcompress.analysis.summary.reader import Sample, read_sample
 from kvcompress.bench.testbed.location import load_testbed
 from kvcompress.bench.testbed.tasks import make_example
 from kvcompress.commands.failures import OneLineErrors
@@ -166,6 +166,20 @@ def test_another_model_is_refused(capture: Path, tiny: Path) -> None:
     assert result.exit_code == 2
     assert "--model must be the model of the capture ('embedded')" in " ".join(result.output.split())
     assert "query heads 2 and not 4" in result.output
+
+
+def test_a_capture_without_tokens_is_not_run(capture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Sample.tensor
+
+    def unknown(self: Sample, name: str) -> torch.Tensor:
+        tensor = read(self, name)
+        return torch.full_like(tensor, -1) if name == "token.ids" else tensor
+
+    monkeypatch.setattr(Sample, "tensor", unknown)
+    result = run(capture)
+    assert result.exit_code == 2
+    assert "does not say which tokens its model saw" in " ".join(result.output.split())
+    assert run(capture, "--no-measure").exit_code == 0
 
 
 def test_a_folder_without_a_capture_is_refused(tmp_path: Path) -> None:
