@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from kvcompress.analysis.plots.catalogue import VIEWS, Place, View
 from kvcompress.analysis.plots.interactive_views import INTERACTIVE_VIEWS
 from kvcompress.analysis.plots.problems import NothingToDrawError, checked_head, checked_step, layer_place
 from kvcompress.analysis.plots.registry import registered_plots
-from kvcompress.analysis.plots.result_views import RESULT_VIEWS
-from kvcompress.analysis.plots.results import read_results
+from kvcompress.analysis.plots.result_views import RESULT_VIEWS, ResultView
+from kvcompress.analysis.plots.results import Results, read_results, result_layers
 from kvcompress.analysis.plots.stored import layer_numbers
 from kvcompress.analysis.summary.reader import Sample
 
@@ -111,10 +112,18 @@ def result_jobs(results_folder: Path, request: Request, folder: Path, left_out: 
         except NothingToDrawError as reason:
             left_out[name] = str(reason)
             continue
-        numbers = sorted({row["layer"] for row in results["layers"]}) if view.by_layer else [0]
-        for layer in chosen_layers(numbers, request) if view.by_layer else numbers:
+        for layer in chosen_layers(result_layers(results), request) if view.by_layer else [0]:
             path = folder / view.file.format(layer=layer)
-            yield Job(name=name, path=path, draw=partial(view.draw, results, layer))
+            yield Job(name=name, path=path, draw=partial(_draw_results, view, results, layer))
+
+
+def _draw_results(view: ResultView, results: Results, layer: int) -> Figure:
+    try:
+        return view.draw(results, layer)
+    except (KeyError, IndexError, TypeError) as error:  # the file is of the right schema and lacks something
+        raise ValueError(
+            f"{view.results}.json is damaged ({type(error).__name__}: {error}). Write it again."
+        ) from error
 
 
 def chosen_layers(layers: Sequence[int], request: Request) -> list[int]:

@@ -41,6 +41,18 @@ def read_results(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def result_layers(results: Results) -> list[int]:
+    """Numbers of the layers in ``tucker.json`` or ``similarity.json``, ascending.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return sorted({int(row["layer"]) for row in results["layers"]})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{results['schema']}: a layer has no number; the file is damaged. Write it again.") from error
+
+
 def numbers(values: Any) -> Floats:
     """Nested lists of numbers as an array; null becomes NaN."""
     return np.array(values, dtype=np.float64)
