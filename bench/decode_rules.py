@@ -1,224 +1,208 @@
-"""Decode rules on the testbed at equal bytes: `python -m kvcompress.bench.decode_rules`.
+"""Decode rules on the testbed at equal bytes: `python -m kvcompress.bench.decode_rules --trials FILE`.
 
-Two kinds of documents, both forced through the cache one token at a time, so that it evicts at each step:
-
-* asked again: a prompt holds many facts and one question; then come the answer, the next question, its answer and so
-  on, and all questions a second time. The first answer, which the prefill was scored for, doesn't count;
-* arriving: the prompt is the first part of a text with facts; the rest of it comes while decoding, then the questions.
-
-An answer counts as right if the model's best guess is right for every one of its tokens.
+Long documents (:mod:`kvcompress.bench.decode_scripts`) are forced through the cache one token at a time, so that it
+evicts at each step. Each prompt runs once for all policies, rules and sizes. An interrupted run goes on from its file
+of trials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from random import Random
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import numpy as np
-import torch
 import typer
 
-from kvcompress import Cake
+from kvcompress import Policy, make_policy
 from kvcompress.analysis.intervals import bootstrap_interval, wilson_interval
-from kvcompress.bench.replay import next_logits, record_prefill, replay
+from kvcompress.bench.decode_scripts import QUESTIONS, ROOM, TASKS, Script, judge, make_script
+from kvcompress.bench.finished_lines import append_finished, read_finished
+from kvcompress.bench.replay import Prefill, record_prefill, replay
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
-from kvcompress.bench.testbed.documents import Document, Question, needles, pairs, variables
-from kvcompress.bench.testbed.location import MODEL_DIR, load_testbed
-from kvcompress.bench.testbed.vocabulary import BOS_ID, EOS_ID
+from kvcompress.bench.search.replayed import Memory, Remembering
+from kvcompress.bench.search.trials import one_thread
+from kvcompress.bench.testbed.location import load_testbed
 
-SCHEMA: Final = "kvcompress.decode_rules/1"
+SCHEMA: Final = "kvcompress.decode_rules/2"
 RULES: Final = ("last_query", "ema", "accumulate", "keep_prompt", "position", "off")
-YARDSTICK: Final = "last_query"
-QUESTIONS: Final = 8
-ROOM: Final = 512  # ids of the context
+YARDSTICK: Final = "accumulate"
 CACHE_SIZES: Final = (128, 256)
 WINDOW: Final = 8
+_BATCH: Final = 50
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A kind of document.
-
-    Attributes:
-        build: makes one from (rng, room for the context in ids, number of questions).
-        passes: how often each question is asked.
-        arriving: ids at the context's end that come while decoding; with any, the prompt ends without a question.
-    """
-
-    build: Callable[[Random, int, int], Document]
-    passes: int = 2
-    arriving: int = 0
-
-
-TASKS: Final[Mapping[str, Task]] = MappingProxyType(
-    {
-        "needles": Task(build=partial(needles, keys=QUESTIONS)),
-        "variables": Task(build=partial(variables, hops=2, chains=QUESTIONS)),
-        "key_value": Task(build=pairs),
-        "needles_arriving": Task(build=partial(needles, keys=QUESTIONS), passes=1, arriving=192),
-    }
+Contender = tuple[str, str]  # policy, decode rule
+CONTENDERS: Final[tuple[Contender, ...]] = (
+    *product(("cake", "kvc"), RULES),
+    ("keydiff", "stored"),  # the published policies with a rule of their own
+    ("tova", "last_query"),
+    ("streaming_llm", "position"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Script:
-    """A batch of long decodes.
+class Trial:
+    """What came of a policy and rule on a batch of documents.
 
     Attributes:
-        prompts: int64 ``[documents, tokens]``, context and first question.
-        forced: int64 ``[documents, steps]``, what follows.
-        spans: of each answer that counts, where it lies in ``forced``: (start, end).
-        arrived: bool ``[documents, answers]``, whether the fact asked for came while decoding.
+        policy: its name.
+        rule: its decode rule.
+        task: a key of :data:`~kvcompress.bench.decode_scripts.TASKS`.
+        cache_size: tokens kept per layer and head on average.
+        first: number of the first document.
+        hits: of each document, of each answer, whether it was right.
+        arrived: likewise, whether the fact asked for came while decoding.
+        repeated: of the answers, how many at the end are to questions that were asked before.
+        num_bytes: bytes held in the end, per document.
     """
 
-    prompts: torch.Tensor
-    forced: torch.Tensor
-    spans: tuple[tuple[int, int], ...]
-    arrived: torch.Tensor
+    policy: str
+    rule: str
+    task: str
+    cache_size: int
+    first: int
+    hits: list[list[bool]]
+    arrived: list[list[bool]]
+    repeated: int
+    num_bytes: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the trial was of."""
+        return (self.policy, self.rule, self.task, self.cache_size, self.first, len(self.hits))
 
 
-def make_script(task: str, documents: range, *, room: int = ROOM, asked: int = QUESTIONS) -> Script:
-    """The documents of a task, fixed by their numbers; all of one task have the same lengths."""
-    spec = TASKS[task]
-    prompts, forced, arrived = [], [], []
-    spans: list[tuple[int, int]] = []
-    for index in documents:
-        document = spec.build(Random(f"decode_rules:{task}:{room}:{index}"), room, asked)
-        questions = document.questions * spec.passes
-        ids = [BOS_ID, *document.context]
-        spans = []
-        for question in questions:
-            ids += question.ids
-            spans.append((len(ids), len(ids) + len(question.answer)))
-            ids += [*question.answer, EOS_ID]
-        start = spans.pop(0)[0] if spec.arriving == 0 else 1 + room - spec.arriving
-        spans = [(a - start, b - start) for a, b in spans]
-        asked_for = questions[len(questions) - len(spans) :]
-        arrived.append([spec.arriving > 0 and _end_of_fact(ids, question) > start for question in asked_for])
-        prompts.append(ids[:start])
-        forced.append(ids[start:])
-    return Script(
-        prompts=torch.tensor(prompts),
-        forced=torch.tensor(forced),
-        spans=tuple(spans),
-        arrived=torch.tensor(arrived),
-    )
+def policy_of(name: str, rule: str, cache_size: int) -> Policy:
+    """A policy with a decode rule.
 
-
-def _end_of_fact(ids: list[int], question: Question) -> int:
-    """Where the needle that answers a question ends; the question and its answer repeat it word for word."""
-    fact = [*question.ids[1:], *question.answer]
-    return next(n for n in range(len(fact), len(ids) + 1) if ids[n - len(fact) : n] == fact)
-
-
-def policy_of(rule: str, cache_size: int) -> Cake:
-    """Cake with a decode rule. ``keep_prompt`` has a window of slots more per row, so it is given a window less."""
+    ``keep_prompt`` has a window of slots more per row, so it is given a window less. A rule that is a policy's own is
+    not named, and such a policy keeps its own window.
+    """
+    if name not in ("cake", "kvc"):
+        return make_policy(name, cache_size=cache_size)
     size = cache_size - WINDOW if rule == "keep_prompt" else cache_size
-    return Cake(cache_size=size, window_size=WINDOW, decode=rule)
+    return make_policy(name, cache_size=size, window_size=WINDOW, decode=rule)
 
 
-def judge(model: Any, cache: Any, script: Script) -> torch.Tensor:
-    """Forces the script through a prefilled cache: bool ``[documents, answers]``."""
-    steps = script.spans[-1][1] - 1
-    guesses = [next_logits(model, cache, script.forced[:, step]).argmax(-1) for step in range(steps)]
-    guessed = torch.stack(guesses, dim=1)  # the guess after step i is of token i + 1
-    hits = [(guessed[:, a - 1 : b - 1] == script.forced[:, a:b]).all(1) for a, b in script.spans]
-    return torch.stack(hits, dim=1)
-
-
-def run_rule(folder: Path, task: str, size: int, rule: str, documents: int) -> dict[str, Any]:
-    """One cell: a task under one rule at one cache size."""
-    torch.set_num_threads(1)
-    model, _ = load_testbed(folder=folder)
-    script = make_script(task, range(documents))
-    cache = replay(model, record_prefill(model, script.prompts), policy_of(rule, size))
-    hits = judge(model, cache, script)
-    repeated = QUESTIONS if TASKS[task].passes > 1 else 0
-    low, high = wilson_interval(int(hits.sum()), hits.numel())
-    return {
-        "task": task,
-        "cache_size": size,
-        "rule": rule,
-        "documents": documents,
-        "answers": hits.numel(),
-        "correct": int(hits.sum()),
-        "accuracy": float(hits.double().mean()),
-        "interval_95": [round(low, 4), round(high, 4)],
-        "first_time": _share(hits[:, : len(script.spans) - repeated]),
-        "asked_again": _share(hits[:, len(script.spans) - repeated :]),
-        "of_prompt": _share(hits[~script.arrived]),
-        "of_arrived": _share(hits[script.arrived]),
-        "bytes_per_document": cache.num_bytes // documents,
-        "by_document": hits.sum(1).tolist(),
-    }
-
-
-def _share(hits: torch.Tensor) -> float | None:
-    return float(hits.double().mean()) if hits.numel() else None
-
-
-def add_differences(cells: list[dict[str, Any]]) -> None:
-    """Adds to each cell its paired difference to the yardstick rule, with a bootstrap interval over documents."""
-    generator = np.random.default_rng(0)
-    base = {(c["task"], c["cache_size"]): np.array(c["by_document"]) for c in cells if c["rule"] == YARDSTICK}
-    for cell in cells:
-        each = cell["answers"] / cell["documents"]
-        gaps = (np.array(cell.pop("by_document")) - base[cell["task"], cell["cache_size"]]) / each
-        low, high = bootstrap_interval(gaps, generator)
-        cell["difference"] = float(gaps.mean())
-        cell["difference_interval_95"] = [round(low, 4), round(high, 4)]
-
-
-def compare_rules(folder: Path, *, documents: int, sizes: tuple[int, ...] = CACHE_SIZES) -> list[dict[str, Any]]:
-    """Measures every task, size and rule, in two processes of one thread each.
+class Bench:
+    """Runs trials and remembers them.
 
     Args:
-        folder: the testbed model's folder.
-        documents: documents per cell; the same ones for every rule.
-        sizes: tokens kept per layer and head on average.
+        model: the testbed model.
+        path: file of finished trials.
     """
-    jobs = list(product(TASKS, sizes, RULES))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_rule, folder, task, size, rule, documents) for task, size, rule in jobs]
-        cells = [future.result() for future in futures]
-    add_differences(cells)
-    return cells
+
+    def __init__(self, model: Any, path: Path) -> None:
+        self.model, self.path = model, path
+        self.done = {trial.key: trial for trial in read_finished(path, lambda content: Trial(**content))}
+
+    def run(self, task: str, documents: range, sizes: tuple[int, ...]) -> Iterator[Trial]:
+        """All contenders at all sizes on a batch of documents; what is finished is not run again."""
+        script: Script | None = None
+        prefill: Prefill | None = None
+        memory: Memory = {}
+        for size, (name, rule) in product(sizes, CONTENDERS):
+            key = (name, rule, task, size, documents.start, len(documents))
+            if key not in self.done:
+                script = script or make_script(task, documents)
+                prefill = prefill or record_prefill(self.model, script.prompts)
+                policy = Remembering(base=policy_of(name, rule, size), memory=memory)
+                cache = replay(self.model, prefill, policy)
+                trial = Trial(
+                    policy=name,
+                    rule=rule,
+                    task=task,
+                    cache_size=size,
+                    first=documents.start,
+                    hits=judge(self.model, cache, script).tolist(),
+                    arrived=script.arrived.tolist(),
+                    repeated=script.repeated,
+                    num_bytes=cache.num_bytes // len(documents),
+                )
+                append_finished(self.path, asdict(trial))
+                self.done[trial.key] = trial
+            yield self.done[key]
+
+
+def summarise(trials: list[Trial]) -> list[dict[str, Any]]:
+    """A row per task, size, policy and rule, with the paired difference to the same policy's yardstick rule."""
+    groups: dict[tuple[str, int, str, str], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.task, trial.cache_size, trial.policy, trial.rule), []).append(trial)
+    return [_row(key, found, groups.get((*key[:3], YARDSTICK))) for key, found in groups.items()]
+
+
+def _row(
+    key: tuple[str, int, str, str], found: list[Trial], yardstick: list[Trial] | None
+) -> dict[str, Any]:  # fmt: skip
+    task, size, policy, rule = key
+    hits, arrived = _table(found, lambda trial: trial.hits), _table(found, lambda trial: trial.arrived)
+    again = np.arange(hits.shape[1]) >= hits.shape[1] - found[0].repeated
+    low, high = wilson_interval(int(hits.sum()), hits.size)
+    row = {
+        "task": task,
+        "cache_size": size,
+        "policy": policy,
+        "rule": rule,
+        "documents": len(hits),
+        "answers": hits.size,
+        "correct": int(hits.sum()),
+        "accuracy": float(hits.mean()),
+        "interval_95": [round(low, 4), round(high, 4)],
+        "first_time": _share(hits[:, ~again]),
+        "asked_again": _share(hits[:, again]),
+        "of_prompt": _share(hits[~arrived]),
+        "of_arrived": _share(hits[arrived]),
+        "bytes_per_document": round(sum(trial.num_bytes for trial in found) / len(found)),
+    }
+    if yardstick is not None:
+        gaps = hits.mean(1) - _table(yardstick, lambda trial: trial.hits).mean(1)
+        low, high = bootstrap_interval(gaps.tolist())
+        row |= {"difference": float(gaps.mean()), "difference_interval_95": [round(low, 4), round(high, 4)]}
+    return row
+
+
+def _table(trials: list[Trial], what: Callable[[Trial], list[list[bool]]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Bool ``[documents, answers]`` of all batches."""
+    return np.array([row for trial in trials for row in what(trial)], dtype=bool)
+
+
+def _share(hits: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
+    return float(hits.mean()) if hits.size else None
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="Folder of the testbed model.")] = MODEL_DIR,
-    documents: Annotated[int, typer.Option(help="Documents per task, size and rule.")] = 100,
+    trials: Annotated[Path, typer.Option(help="File of finished trials; an interrupted run goes on from it.")],
+    documents: Annotated[int, typer.Option(help="Documents per task, size and rule.", min=2)] = 100,
     sizes: Annotated[str, typer.Option(help="Cache sizes, with commas.")] = ",".join(map(str, CACHE_SIZES)),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "decode_rules.json",
 ) -> None:
     """Measure which decode rule loses least over a long decode."""
+    one_thread()
     made_in = environment()
-    cells = compare_rules(model, documents=documents, sizes=tuple(int(size) for size in sizes.split(",")))
-    notes = {
+    bench = Bench(load_testbed()[0], trials)
+    wanted = tuple(int(size) for size in sizes.split(","))
+    found: list[Trial] = []
+    for start, task in product(range(0, documents, _BATCH), TASKS):
+        found += bench.run(task, range(start, min(start + _BATCH, documents)), wanted)
+        typer.echo(f"{task}, documents from {start}")
+    write_results(results(summarise(found), made_in=made_in, schema=SCHEMA, notes=_NOTES), out)
+
+
+_NOTES: Final[Mapping[str, Any]] = MappingProxyType(
+    {
         "mode": f"{QUESTIONS} questions, asked twice (arriving: once), forced token by token, scored by argmax",
         "context": ROOM,
-        "threads": 1,  # of each process
+        "threads": 1,
         "window_size": WINDOW,
         "intervals": "interval_95: Wilson, over answers (those of one document are not independent); "
-        f"difference: paired, to {YARDSTICK}, bootstrap over documents",
+        f"difference: paired, to the same policy with {YARDSTICK}, bootstrap over documents",
         "unequal_bytes": "off grows while decoding and shows what eviction while decoding costs at all",
     }
-    write_results(results(cells, made_in=made_in, schema=SCHEMA, notes=notes), out)
-    for cell in cells:
-        typer.echo(
-            f"{cell['task']:16} {cell['cache_size']:4} {cell['rule']:12} {100 * cell['accuracy']:5.1f} % "
-            f"(of arrived facts {'-' if cell['of_arrived'] is None else round(100 * cell['of_arrived'])})  difference "
-            f"{100 * cell['difference']:+5.1f} {cell['difference_interval_95']}  "
-            f"{cell['bytes_per_document'] / 1024:.0f} KiB"
-        )
+)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,13 @@ query of the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
-from kvcompress import make_policy
-from kvcompress.analysis.intervals import bootstrap_interval, score_interval
-from kvcompress.bench.search.trials import FULL, MakePolicy, Part, Trial
-from kvcompress.bench.sweep.estimates import Estimate, estimate, mean_of
+from kvcompress.bench.search.contenders import OURS, maker
+from kvcompress.bench.search.means import Means
+from kvcompress.bench.search.trials import MakePolicy, Part, Trial
 from kvcompress.bench.tasks.sample import MODES
-from kvcompress.policies.base import Policy
 
 KEEPS: Final = (0.25, 0.12, 0.06, 0.03)
 CELLS: Final = (
@@ -28,39 +25,27 @@ CELLS: Final = (
     ("copy", 1024),
     ("multi_turn", 1024),
 )
-OURS: Final = "kvc"
 _BATCH = 50
 _LONG, _OF_LONG = 1024, 50  # prompts beyond so many tokens take long: fewer samples of them
-
-Scores = dict[tuple[str, int, str, float, str], list[float]]  # task, length, mode, keep, contender
-
-
-def _made(name: str, cache_size: int, **parameters: Any) -> Policy:
-    return make_policy(name, cache_size=cache_size, **parameters)
-
-
-def _maker(name: str, **parameters: Any) -> MakePolicy:
-    return partial(_made, name, **parameters)
-
 
 _EVICTS: Final = "accumulate"  # published policies that would grow hold the same bytes with it
 CONTENDERS: Final[Mapping[str, MakePolicy]] = MappingProxyType(
     {
-        OURS: _maker("kvc", window_size=2),
-        "kvc, window 4": _maker("kvc", window_size=4),
-        "kvc, window 8": _maker("kvc", window_size=8),
-        "cake, window 4": _maker("cake", window_size=4),
-        "cake, window 8": _maker("cake", window_size=8),
-        "snapkv": _maker("snapkv", window_size=8, decode=_EVICTS),
-        "pyramidkv": _maker("pyramidkv", window_size=8, decode=_EVICTS),
-        "adakv(snapkv)": _maker("adakv", base="snapkv", window_size=8, decode=_EVICTS),
-        "defensivekv": _maker("defensivekv", window_size=8, decode=_EVICTS),
-        "layer_defensivekv": _maker("layer_defensivekv", window_size=8, decode=_EVICTS),
-        "tova": _maker("tova"),
-        "expected_attention": _maker("expected_attention", decode=_EVICTS),
-        "keydiff": _maker("keydiff"),
-        "streaming_llm": _maker("streaming_llm"),
-        "random": _maker("random", window_size=8),
+        OURS: maker("kvc", window_size=2),
+        "kvc, window 4": maker("kvc", window_size=4),
+        "kvc, window 8": maker("kvc", window_size=8),
+        "cake, window 4": maker("cake", window_size=4),
+        "cake, window 8": maker("cake", window_size=8),
+        "snapkv": maker("snapkv", window_size=8, decode=_EVICTS),
+        "pyramidkv": maker("pyramidkv", window_size=8, decode=_EVICTS),
+        "adakv(snapkv)": maker("adakv", base="snapkv", window_size=8, decode=_EVICTS),
+        "defensivekv": maker("defensivekv", window_size=8, decode=_EVICTS),
+        "layer_defensivekv": maker("layer_defensivekv", window_size=8, decode=_EVICTS),
+        "tova": maker("tova"),
+        "expected_attention": maker("expected_attention", decode=_EVICTS),
+        "keydiff": maker("keydiff"),
+        "streaming_llm": maker("streaming_llm"),
+        "random": maker("random", window_size=8),
     }
 )
 
@@ -77,54 +62,6 @@ def parts_of(samples: int) -> Iterator[Part]:
 
 
 def summarise(trials: list[Trial]) -> list[dict[str, Any]]:
-    """Rows of the result: first means over all cells of a mode and budget, then each cell.
-
-    A mean row has each policy's score relative to the full cache's (cells weigh the same) and what `kvc` gains on it,
-    sample by sample, both with 95 % intervals.
-    """
-    scores: Scores = {}
-    held: dict[tuple[str, int, str, float, str], list[int]] = {}
-    for trial in trials:
-        key = (trial.task, trial.length, trial.mode, trial.keep, trial.contender)
-        scores.setdefault(key, []).extend(trial.scores)
-        held.setdefault(key, []).append(trial.num_bytes)
-    names = list(dict.fromkeys(trial.contender for trial in trials if trial.contender != FULL))
-    means = [_mean_row(scores, mode, keep, name) for mode in MODES for keep in KEEPS for name in names]
-    return means + [_cell_row(key, found, held[key]) for key, found in scores.items()]
-
-
-def _mean_row(scores: Scores, mode: str, keep: float, name: str) -> dict[str, Any]:
-    relative, gains = [], []
-    for task, length in CELLS:
-        full = scores[task, length, mode, 1.0, FULL]
-        yardstick = sum(full) / len(full)
-        own = scores[task, length, mode, keep, name]
-        mine = scores[task, length, mode, keep, OURS]
-        relative.append(_scaled(estimate(sum(own) / len(own), score_interval(own)), 1 / yardstick))
-        gaps = [a - b for a, b in zip(mine, own, strict=True)]
-        gains.append(_scaled(estimate(sum(gaps) / len(gaps), bootstrap_interval(gaps)), 1 / yardstick))
-    samples = [len(scores[task, length, mode, keep, name]) for task, length in CELLS]
-    return {
-        "kind": "mean",
-        "mode": mode,
-        "keep": keep,
-        "policy": name,
-        "samples": samples,
-        **_figures("of_full", mean_of(relative)),
-        **_figures("kvc_gains", mean_of(gains)),
-    }
-
-
-def _cell_row(key: tuple[str, int, str, float, str], found: list[float], held: list[int]) -> dict[str, Any]:
-    task, length, mode, keep, name = key
-    score = estimate(sum(found) / len(found), score_interval(found))
-    place = {"kind": "cell", "mode": mode, "keep": keep, "policy": name, "task": task, "length": length}
-    return {**place, "samples": len(found), **_figures("score", score), "num_bytes": round(sum(held) / len(held))}
-
-
-def _scaled(one: Estimate, factor: float) -> Estimate:
-    return Estimate(mean=one.mean * factor, low=one.low * factor, high=one.high * factor)
-
-
-def _figures(name: str, one: Estimate) -> dict[str, Any]:
-    return {name: round(one.mean, 4), f"{name}_interval_95": [round(one.low, 4), round(one.high, 4)]}
+    """Rows of the result: first means over all cells of a mode and budget, then each cell."""
+    means = Means(trials, OURS)
+    return means.mean_rows(CELLS, KEEPS) + means.cell_rows()

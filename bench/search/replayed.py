@@ -7,8 +7,8 @@ budget: both are done once. For tasks whose samples have one length, as those of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from kvcompress.bench.replay import Prefill, record_prefill, replay
 from kvcompress.bench.tasks.sample import QUERY_AWARE, Sample
 from kvcompress.engine.score import LayerScores, NewToken, ScoreInputs
 from kvcompress.policies.base import Wrapper
+from kvcompress.policies.h2o import AccumulatedAttention
 from kvcompress.policies.protocols import Scorer
 
 Memory = dict[tuple[Scorer, int, int], LayerScores]
@@ -40,10 +41,23 @@ class RememberedScores:
         """Returns the base's scores."""
         if inputs.query.shape[2] < inputs.keys.shape[2]:  # held tokens come first: not the prompt
             return self.base(inputs)
-        key = (self.base, inputs.layer_idx, inputs.window)
+        if isinstance(self.base, AccumulatedAttention):
+            return self._of_all_queries(inputs)
+        return self._remembered(self.base, inputs)
+
+    def _remembered(self, scorer: Scorer, inputs: ScoreInputs) -> LayerScores:
+        key = (scorer, inputs.layer_idx, inputs.window)
         if key not in self.memory:
-            self.memory[key] = self.base(inputs)
+            self.memory[key] = scorer(inputs)
         return self.memory[key]
+
+    def _of_all_queries(self, inputs: ScoreInputs) -> LayerScores:
+        """What all queries pay to a token depends on no window: it is added up once for all of them."""
+        tokens = inputs.keys.shape[2]
+        found = self._remembered(AccumulatedAttention(), replace(inputs, window=0, scored=tokens))
+        sums = found.token_scores[..., : inputs.scored]
+        shared = cast("AccumulatedAttention", self.base).per_observer
+        return LayerScores(token_scores=sums / inputs.observers().clamp(min=1) if shared else sums)
 
     def score_new(self, new: NewToken) -> torch.Tensor:
         """The base's score of a generated token; only asked for where the base has one."""
@@ -88,7 +102,7 @@ class Batch:
         self.asked_first = mode == QUERY_AWARE
         first = [sample.turns[0].question_ids if self.asked_first else () for sample in samples]
         prompts = [[*sample.context_ids, *question] for sample, question in zip(samples, first, strict=True)]
-        self.prefill: Prefill = record_prefill(model, torch.tensor(prompts), all_queries=True)
+        self.prefill: Prefill = record_prefill(model, torch.tensor(prompts))
         self.memory: Memory = {}
 
     def answer(self, policy: Policy) -> tuple[list[float], int]:
@@ -97,7 +111,9 @@ class Batch:
         Returns:
             Each sample's score, the mean over its turns, and the bytes that the cache held in the end, per sample.
         """
-        cache = replay(self.model, self.prefill, Remembering(base=policy, memory=self.memory))
+        alone = policy.decode_rule.storage_order  # its authors' code as a whole: no wrapper takes it apart
+        remembering = policy if alone else Remembering(base=policy, memory=self.memory)
+        cache = replay(self.model, self.prefill, remembering)
         return self._talk(Conversation(self.model, cache))
 
     def answer_in_full(self) -> tuple[list[float], int]:

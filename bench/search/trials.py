@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel
 
+from kvcompress.bench.finished_lines import append_finished, read_finished
 from kvcompress.bench.search.replayed import Batch
 from kvcompress.bench.tasks.registry import make_task
 from kvcompress.policies.base import Policy
@@ -115,28 +115,13 @@ class Bench:
             scores=tuple(scores),
             num_bytes=num_bytes,
         )
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(trial)) + "\n")
+        append_finished(self.path, asdict(trial))
         self.done[trial.key] = trial
 
 
 def read_trials(path: Path) -> Iterator[Trial]:
-    """Reads finished trials; a last line that was torn by a stop is cut off the file.
-
-    Raises:
-        ValueError: a line is no trial; the message names it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            yield Trial(**{**row, "scores": tuple(row["scores"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is no trial ({error}); give a new file with --trials") from error
+    """Reads finished trials; see :func:`~kvcompress.bench.finished_lines.read_finished`."""
+    return read_finished(path, lambda row: Trial(**{**row, "scores": tuple(row["scores"])}))
 
 
 def relative_score(trials: Iterable[Trial]) -> dict[str, float]:

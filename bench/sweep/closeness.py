@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.analysis.intervals import bootstrap_interval
 from kvcompress.bench.sweep.row import Interval
+from kvcompress.bench.tasks.run import Converse
 from kvcompress.bench.tasks.sample import QUERY_AWARE, Sample
 
 MOST_STEPS: Final = 16  # of a long answer; the first tokens say what the rest will be about
@@ -77,7 +78,11 @@ def full_answers(
 
 
 def closeness(
-    model: PreTrainedModel, make_cache: Callable[[], Cache], answers: Sequence[FullAnswers], mode: str
+    model: PreTrainedModel,
+    make_cache: Callable[[], Cache],
+    answers: Sequence[FullAnswers],
+    mode: str,
+    converse: Converse = Conversation,
 ) -> Closeness:
     """Forces the full cache's answers through another cache.
 
@@ -86,11 +91,12 @@ def closeness(
         make_cache: makes the other cache, empty, for each batch.
         answers: what :func:`full_answers` returned for the same mode.
         mode: query-aware or query-agnostic.
+        converse: begins a conversation over an empty cache.
     """
     divergence: list[float] = []
     agreement: list[float] = []
     for part in answers:
-        talk = Conversation(model, make_cache())
+        talk = converse(model, make_cache())
         logits = [_ask(talk, part.samples, mode), *(talk.step(ids) for ids in part.ids.unbind(1))]
         got = torch.stack(logits[1:] if mode == QUERY_AWARE else logits, dim=1).float().cpu()
         divergence += _divergence(part.logits, got).mean(1).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from kvcompress.bench.sweep.prompt_memory import PROMPT_BYTES
 from kvcompress.bench.sweep.row import Cell, Row
 from kvcompress.bench.sweep.runner import Load, Runner
 from kvcompress.commands.failures import first_line
@@ -12,7 +13,15 @@ from kvcompress.commands.failures import first_line
 RETRIES: Final = 3  # of a cell whose actor died: a node that was taken away, or was out of memory
 
 
-def on_ray(load: Load, cells: Sequence[Cell], *, batch_size: int, actors: int | None, gpu: bool) -> Iterator[Row]:
+def on_ray(
+    load: Load,
+    cells: Sequence[Cell],
+    *,
+    batch_size: int,
+    actors: int | None,
+    gpu: bool,
+    prompt_bytes: int = PROMPT_BYTES,
+) -> Iterator[Row]:
     """Runs cells on the cluster that this machine belongs to (``RAY_ADDRESS``), else on one that is started here.
 
     Args:
@@ -21,6 +30,7 @@ def on_ray(load: Load, cells: Sequence[Cell], *, batch_size: int, actors: int | 
         batch_size: most samples at a time.
         actors: how many; None: one for each GPU, or processor, of the cluster.
         gpu: whether an actor needs a GPU.
+        prompt_bytes: room for prompts in each actor.
 
     Raises:
         ImportError: ray is not installed.
@@ -31,7 +41,8 @@ def on_ray(load: Load, cells: Sequence[Cell], *, batch_size: int, actors: int | 
     if started:
         ray.init(log_to_driver=False, logging_level="error")
     try:
-        yield from _run_all(ray, load, cells, batch_size, _count(ray, len(cells), actors, gpu), gpu)
+        settings = {"batch_size": batch_size, "prompt_bytes": prompt_bytes}
+        yield from _run_all(ray, load, cells, settings, _count(ray, len(cells), actors, gpu), gpu)
     finally:
         if started:
             ray.shutdown()
@@ -54,11 +65,13 @@ def _count(ray: Any, cells: int, actors: int | None, gpu: bool) -> int:
     return min(wanted, cells)
 
 
-def _run_all(ray: Any, load: Load, cells: Sequence[Cell], batch_size: int, actors: int, gpu: bool) -> Iterator[Row]:
+def _run_all(
+    ray: Any, load: Load, cells: Sequence[Cell], settings: dict[str, int], actors: int, gpu: bool
+) -> Iterator[Row]:
     """Hands out cells one by one, so that an actor that is slow gets fewer."""
     options: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": 1}
     remote = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, **options)(Runner)
-    idle = [remote.remote(load, batch_size=batch_size) for _ in range(actors)]
+    idle = [remote.remote(load, **settings) for _ in range(actors)]
     todo = list(reversed(cells))
     running: dict[Any, Any] = {}  # the promise of a row -> its actor
     while todo or running:

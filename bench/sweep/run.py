@@ -16,6 +16,7 @@ from multiprocessing import get_context, parent_process
 
 import torch
 
+from kvcompress.bench.sweep.prompt_memory import PROMPT_BYTES
 from kvcompress.bench.sweep.row import Cell, Row
 from kvcompress.bench.sweep.runner import Load, Runner
 
@@ -40,7 +41,9 @@ def _tell(advance: Advance, length: int, samples: int) -> None:
     advance(samples * length)
 
 
-def in_processes(load: Load, cells: Sequence[Cell], *, batch_size: int, processes: int) -> Iterator[Row]:
+def in_processes(
+    load: Load, cells: Sequence[Cell], *, batch_size: int, processes: int, prompt_bytes: int = PROMPT_BYTES
+) -> Iterator[Row]:
     """Runs cells in processes of one thread each, every one with a model of its own.
 
     Small models run faster in several processes than with several threads; a GPU is shared by all of them.
@@ -50,13 +53,14 @@ def in_processes(load: Load, cells: Sequence[Cell], *, batch_size: int, processe
         cells: what to run.
         batch_size: most samples at a time.
         processes: how many, at least 1.
+        prompt_bytes: room for prompts in each.
 
     Raises:
         ValueError: fewer than one process, or one that ended by itself, as for want of memory.
     """
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}; 1 runs everything in one process")
-    arguments = (load, batch_size)
+    arguments = (load, batch_size, prompt_bytes)
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start, initargs=arguments)
     try:
         waiting: set[Future[Row]] = {pool.submit(_run, cell) for cell in cells}
@@ -76,13 +80,13 @@ def in_processes(load: Load, cells: Sequence[Cell], *, batch_size: int, processe
             worker.terminate()  # a cell that nobody waits for any more may have minutes to go
 
 
-def _start(load: Load, batch_size: int) -> None:
+def _start(load: Load, batch_size: int, prompt_bytes: int) -> None:
     """Makes a worker process ready."""
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _here = Runner(load, batch_size=batch_size)
+    _here = Runner(load, batch_size=batch_size, prompt_bytes=prompt_bytes)
 
 
 def _end_with_parent() -> None:

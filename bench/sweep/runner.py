@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from kvcompress.bench.sweep.grid import make_cache, samples_of
 from kvcompress.bench.sweep.identity import model_digest
 from kvcompress.bench.sweep.pace import pace
 from kvcompress.bench.sweep.policy_text import parse_policy
+from kvcompress.bench.sweep.prompt_memory import PROMPT_BYTES, PromptMemory
 from kvcompress.bench.sweep.row import Cell, Row
 from kvcompress.bench.tasks.registry import make_task
 from kvcompress.bench.tasks.run import Outcome, run_samples
@@ -39,12 +40,14 @@ class Runner:
     Args:
         load: loads the model and its tokenizer.
         batch_size: most samples at a time, at least 1.
+        prompt_bytes: room for prompts that are kept for further cells; see
+            :class:`~kvcompress.bench.sweep.prompt_memory.PromptMemory`.
 
     Raises:
         ValueError: a batch size below 1.
     """
 
-    def __init__(self, load: Load, *, batch_size: int) -> None:
+    def __init__(self, load: Load, *, batch_size: int, prompt_bytes: int = PROMPT_BYTES) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}; 1 runs every sample alone")
         with explained("the model"):
@@ -52,6 +55,7 @@ class Runner:
         self.batch_size = batch_size
         self.digest = model_digest(self.model)
         self.made_in = environment()
+        self.prompts = PromptMemory(self.model, prompt_bytes)
         # The cells of one task, length and mode come one after the other.
         self._samples = lru_cache(maxsize=1)(self._make_samples)
         self._answers = lru_cache(maxsize=1)(self._make_answers)
@@ -79,10 +83,12 @@ class Runner:
         torch.manual_seed(cell.seed)
         policy = parse_policy(cell.policy).policy(cache_size=cell.cache_size, ratio=cell.ratio, seed=cell.seed)
         samples = self._samples(cell.task, cell.length, cell.n, cell.seed)
+        self.prompts.enter((cell.task, cell.task_parameters, cell.length, cell.n, cell.seed, cell.mode))
         outcomes, layer_tokens = self._answer(policy, samples, cell.mode, advance)
         scores = tuple(outcome.score for outcome in outcomes)
         answers = self._answers(cell.task, cell.length, cell.n, cell.seed, cell.fidelity_n, cell.mode)
-        close = closeness(self.model, lambda: make_cache(self.model, policy), answers, cell.mode)
+        kept = partial(self.prompts.make_cache, policy)
+        close = closeness(self.model, kept, answers, cell.mode, self.prompts.converse)
         prompt = [*samples[0].context_ids, *samples[0].turns[0].question_ids]
         speed = pace(self.model, lambda: make_cache(self.model, policy), prompt)
         return Row(
@@ -114,12 +120,20 @@ class Runner:
         caches: list[Cache] = []
 
         def kept() -> Cache:
-            caches.append(make_cache(self.model, policy))
+            caches.append(self.prompts.make_cache(policy))
             return caches[-1]
 
         for start in range(0, len(samples), self.batch_size):
             batch = samples[start : start + self.batch_size]
-            outcomes += run_samples(self.model, self.tokenizer, kept, batch, mode, batch_size=self.batch_size)
+            outcomes += run_samples(
+                self.model,
+                self.tokenizer,
+                kept,
+                batch,
+                mode,
+                batch_size=self.batch_size,
+                converse=self.prompts.converse,
+            )
             weight = len(batch) / len(caches)  # more than one where the samples could not run together
             for cache in caches:
                 held = _tokens_held(cache)

@@ -24,6 +24,8 @@ from transformers.cache_utils import Cache
 from kvcompress.analysis.fidelity.conversation import Conversation, wait_for
 from kvcompress.bench.tasks.sample import MODES, QUERY_AWARE, Sample
 
+Converse = Callable[[PreTrainedModel, Cache], Conversation]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -68,6 +70,7 @@ def run_samples(
     mode: str,
     *,
     batch_size: int = 16,
+    converse: Converse = Conversation,
 ) -> list[Outcome]:
     """Answers samples greedily, in batches: neighbours of one task, shorter ones padded on the left.
 
@@ -78,6 +81,7 @@ def run_samples(
         samples: what to run.
         mode: ``"query_aware"`` or ``"query_agnostic"``.
         batch_size: most samples in a batch, at least 1.
+        converse: begins a conversation of a batch over its empty cache.
 
     Returns:
         An outcome per sample, in their order.
@@ -91,7 +95,7 @@ def run_samples(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; 1 runs every sample alone")
     outcomes: list[Outcome] = []
     for batch in _batches(samples, batch_size):
-        run = _BatchRun(model, tokenizer, make_cache(), batch)
+        run = _BatchRun(model, tokenizer, converse(model, make_cache()), batch)
         outcomes += run.answer(mode)
     return outcomes
 
@@ -119,9 +123,9 @@ def _joins(sample: Sample) -> bool:
 class _BatchRun:
     """A batch on its way through its turns."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, cache: Cache, samples: Sequence[Sample]) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, talk: Conversation, samples: Sequence[Sample]) -> None:
         self.model, self.tokenizer, self.samples = model, tokenizer, samples
-        self.talk = Conversation(model, cache)
+        self.talk = talk
         self.ends = torch.tensor(sorted(_ends(model, tokenizer)), dtype=torch.int64, device=model.device)
         self.started = self.prefilled = self.first_token = 0.0
         self.decode_seconds, self.decoded = 0.0, 0

@@ -21,6 +21,8 @@ def generate(
     tau2: options.Tau2 = None,
     gamma: options.Gamma = None,
     preset: options.Preset = None,
+    base: options.Base = None,
+    floor: options.Floor = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     compare_full: options.CompareFull = False,
@@ -35,7 +37,7 @@ def generate(
     from kvcompress.commands.prompts import read_prompt
 
     sizes = {"cache_size": cache_size, "compression_ratio": compression_ratio, "window_size": window_size}
-    weights = {"sink_tokens": sink_tokens, "tau1": tau1, "tau2": tau2, "gamma": gamma}
+    weights = {"sink_tokens": sink_tokens, "tau1": tau1, "tau2": tau2, "gamma": gamma, "base": base, "floor": floor}
     request = Request(
         prompt=read_prompt(prompt, prompt_file),
         choice=PolicyChoice(policy, sizes | weights, preset=preset, seed=seed),

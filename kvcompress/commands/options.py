@@ -120,6 +120,23 @@ Preset = Annotated[
         rich_help_panel=_POLICY,
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="adakv, criticalkv: the policy that they change, as cake; --window-size and the like are the base's. "
+        "Default snapkv.",
+        show_default=False,
+        rich_help_panel=_POLICY,
+    ),
+]
+Floor = Annotated[
+    float | None,
+    typer.Option(
+        help="adakv, kvc, defensivekv: part of its equal share that every head keeps, in [0, 1].",
+        show_default=False,
+        rich_help_panel=_POLICY,
+    ),
+]
 CompareFull = Annotated[
     bool,
     typer.Option(

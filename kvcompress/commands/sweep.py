@@ -64,6 +64,14 @@ _BatchSize = Annotated[int, typer.Option(min=1, help="Samples at a time.", rich_
 _Processes = Annotated[
     int, typer.Option(min=1, help="Processes of one thread each, every one with a model.", rich_help_panel=_RUN)
 ]
+_PromptMemory = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="MiB in each process for prompts that further cells need not run again (on a CPU); 0: all run anew.",
+        rich_help_panel=_RUN,
+    ),
+]
 _Ray = Annotated[
     bool,
     typer.Option("--ray", help="Run on a Ray cluster: RAY_ADDRESS's, or one started here.", rich_help_panel=_RUN),
@@ -98,6 +106,7 @@ def sweep(
     out: _Out = Path("rows.jsonl"),
     batch_size: _BatchSize = 16,
     processes: _Processes = 1,
+    prompt_memory: _PromptMemory = 2048,
     ray: _Ray = False,
     ray_actors: _RayActors = None,
 ) -> None:
@@ -124,6 +133,7 @@ def sweep(
         out=out,
         batch_size=batch_size,
         processes=processes,
+        prompt_bytes=prompt_memory << 20,
         ray=ray,
         ray_actors=ray_actors,
     )

@@ -47,6 +47,7 @@ class Request:
     out: Path
     batch_size: int
     processes: int
+    prompt_bytes: int
     ray: bool
     ray_actors: int | None
 
@@ -82,7 +83,7 @@ def run_sweep(request: Request) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler tells of itself otherwise
     source = ModelSource(name=request.model, device=request.device, dtype=request.dtype)
     with RowsFile(request.out, warn) as file:
-        runner = Runner(source, batch_size=request.batch_size)
+        runner = Runner(source, batch_size=request.batch_size, prompt_bytes=request.prompt_bytes)
         cells = cells_of(grid, _name(request.model), runner.model, runner.tokenizer)
         todo = [cell for cell in cells if cell not in file.rows]
         if len(todo) < len(cells):
@@ -137,12 +138,13 @@ def _rows(
 
     if not cells:
         return iter(())
+    settings = {"batch_size": request.batch_size, "prompt_bytes": request.prompt_bytes}
     if request.ray:
         gpu = runner.model.device.type == "cuda"
-        return on_ray(source, cells, batch_size=request.batch_size, actors=request.ray_actors, gpu=gpu)
+        return on_ray(source, cells, **settings, actors=request.ray_actors, gpu=gpu)
     if request.processes > 1:
         count = min(request.processes, len(cells))
-        return in_processes(source, cells, batch_size=request.batch_size, processes=count)
+        return in_processes(source, cells, **settings, processes=count)
     return in_this_process(runner, cells, advance)
 
 

@@ -127,6 +127,20 @@ class TestSize:
         assert told["policy"]["cache_size"] is None
         assert sum(layer["kept_tokens"] for layer in told["layers"]) == 2 * (PROMPT_TOKENS // 4 + NEW - 1)
 
+    def test_wrapper_hands_its_sizes_to_the_base(self, basic: tuple[object, ...]) -> None:
+        sizes = ("--cache-size", 40, "--window-size", 8, "--sink-tokens", 2)
+        told = run_json(*basic, "--policy", "adakv", "--base", "cake", "--floor", 0.5, "--tau1", 2, *sizes)
+        assert told["policy"].items() >= {"name": "adakv", "cache_size": 40, "window_size": 8, "floor": 0.5}.items()
+        assert told["policy"]["base"].items() >= {"cache_size": 40, "sink_tokens": 2, "tau1": 2.0}.items()
+        alone = run_json(*basic, "--policy", "cake", "--tau1", 2, *sizes)
+        kept = [[layer["kept_tokens"] for layer in run["layers"]] for run in (told, alone)]
+        assert sum(kept[0]) == sum(kept[1])
+
+    def test_floor_of_one_shares_equally(self, basic: tuple[object, ...]) -> None:
+        sizes = ("--cache-size", 40, "--window-size", 8)
+        equal = run_json(*basic, "--policy", "adakv", "--base", "snapkv", "--floor", 1, *sizes)
+        assert equal["text"] == run_json(*basic, "--policy", "snapkv", *sizes)["text"]
+
     def test_preset_yields_to_what_is_given(self, basic: tuple[object, ...]) -> None:
         told = run_json(*basic, "--cache-size", 100, "--preset", "mistral-0.3-7b-32k", "--tau2", 3)
         assert (told["policy"]["tau1"], told["policy"]["tau2"]) == (1.0, 3.0)
