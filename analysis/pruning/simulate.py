@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from kvcompress.analysis.pruning.consequences import consequences
 from kvcompress.analysis.pruning.importance import Importance, prompt_importance
+from kvcompress.analysis.pruning.leave_one_out import measured_importance
 from kvcompress.analysis.pruning.order import Order
 from kvcompress.analysis.pruning.plan import What, make_plan
 
@@ -63,20 +64,36 @@ class PruningSimulation:
         model: a decoder that the engine can compress, in evaluation mode.
         windows: int64 ``[windows, context + steps + 1]``; each begins with its prompt.
         context: tokens of each prompt, at least 2.
+        leave_one_out: score heads, and by them layers, by leaving each head out once, see
+            :func:`~kvcompress.analysis.pruning.leave_one_out.measured_importance`; the prompts need 8 tokens then.
+        advance: called after each head that was left out.
 
     Raises:
         ValueError: no room for a prompt and a prediction.
         UnsupportedModelError: the model cannot be compressed.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, *, context: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: torch.Tensor,
+        *,
+        context: int,
+        leave_one_out: bool = False,
+        advance: Callable[[], object] = lambda: None,
+    ) -> None:
         if context < 2 or windows.dim() != 2 or windows.shape[1] < context + 2 or not len(windows):
             raise ValueError(
                 "windows must be [windows, context + steps + 1] with context at least 2 and steps at least 1; got "
                 f"{list(windows.shape)} and context={context}"
             )
         self.model, self.windows, self.context = model, windows, context
-        self.importance: list[Importance] = [prompt_importance(model, row[:context].tolist()) for row in windows]
+        self.importance: list[Importance] = []
+        for prompt in windows[:, :context].tolist():
+            importance = prompt_importance(model, prompt)
+            if leave_one_out:
+                importance = measured_importance(model, prompt, importance, advance=advance)
+            self.importance.append(importance)
 
     def point(self, what: What, ratio: float, order: Order = "least_important", seed: int = 0) -> PruningPoint:
         """Drops a share of one kind of unit.

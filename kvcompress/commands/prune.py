@@ -17,6 +17,14 @@ _Orders = Annotated[
         "first, last (by index)."
     ),
 ]
+_LeaveOneOut = Annotated[
+    bool,
+    typer.Option(
+        "--leave-one-out",
+        help="Score heads, and by them layers, by leaving each head out once, on the text itself, in place of its "
+        "attention and energy: better, and two passes over the text for each head.",
+    ),
+]
 
 
 def prune(
@@ -30,6 +38,7 @@ def prune(
     what: _What = "layers,heads,dimensions,tokens",
     ratios: _Ratios = "0.1,0.3,0.5",
     orders: _Orders = "least_important,random",
+    leave_one_out: _LeaveOneOut = False,
     seed: study_options.StudySeed = 0,
     sequence_length: study_options.SequenceLength = 256,
     steps: study_options.Steps = 64,
@@ -58,6 +67,7 @@ def prune(
         what=what,
         ratios=ratios,
         orders=orders,
+        leave_one_out=leave_one_out,
         seed=seed,
         sequence_length=sequence_length,
         steps=steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,10 @@ from kvcompress.commands.counting import counting
 from kvcompress.commands.lists import fractions, names
 from kvcompress.commands.result_files import claim, print_json, write_json
 from kvcompress.commands.result_pictures import check_pictures, draw_pictures
-from kvcompress.commands.studies import Source, begin
+from kvcompress.commands.studies import Source, Study, begin
+
+if TYPE_CHECKING:
+    from kvcompress.analysis.pruning.simulate import PruningSimulation
 
 SCHEMA = "kvcompress.pruning/1"
 FILE = "pruning.json"
@@ -26,6 +29,7 @@ class Request:
     what: str
     ratios: str
     orders: str
+    leave_one_out: bool
     seed: int
     sequence_length: int
     steps: int
@@ -48,7 +52,6 @@ def run_prune(source: Source, request: Request) -> dict[str, Any]:
     from kvcompress.analysis.pruning.importance import importance_json
     from kvcompress.analysis.pruning.order import ORDERS, Order
     from kvcompress.analysis.pruning.plan import WHATS, What
-    from kvcompress.analysis.pruning.simulate import PruningSimulation
 
     whats = cast("list[What]", names("--what", request.what, WHATS))
     orders = cast("list[Order]", names("--orders", request.orders, ORDERS))
@@ -57,7 +60,7 @@ def run_prune(source: Source, request: Request) -> dict[str, Any]:
     if request.plots:
         check_pictures(request.output_dir, "pruning", force=request.force)
     study = begin(source, sequence_length=request.sequence_length, steps=request.steps)
-    simulation = PruningSimulation(study.loaded.model, study.windows, context=study.context)
+    simulation = _simulation(study, request)
     with counting("points", len(whats) * len(orders) * len(ratios)) as advance:
         points = simulation.curve(whats, ratios, orders, seed=request.seed, advance=advance)
     importance = simulation.importance[0]
@@ -68,7 +71,10 @@ def run_prune(source: Source, request: Request) -> dict[str, Any]:
         "windows": 1,
         "layer_indices": [entry.layer for entry in importance],
         "points": [point.to_json() for point in points],
-        "importance": importance_json(importance),
+        "importance": {
+            **importance_json(importance),
+            "heads_unit": "KL without the head, nats" if request.leave_one_out else "attention × norm of the value",
+        },
     }
     write_json(path, content)
     written = [path, *(draw_pictures(request.output_dir, "pruning") if request.plots else [])]
@@ -77,6 +83,22 @@ def run_prune(source: Source, request: Request) -> dict[str, Any]:
     else:
         _show(content, written)
     return content
+
+
+def _simulation(study: Study, request: Request) -> PruningSimulation:
+    """Scores the prompt, with a bar where every head is left out once."""
+    from kvcompress.analysis.pruning.simulate import PruningSimulation
+
+    config = study.loaded.model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    with counting("heads", config.num_hidden_layers * heads if request.leave_one_out else 0) as advance:
+        return PruningSimulation(
+            study.loaded.model,
+            study.windows,
+            context=study.context,
+            leave_one_out=request.leave_one_out,
+            advance=advance,
+        )
 
 
 def _show(content: dict[str, Any], written: list[Path]) -> None:

@@ -8,7 +8,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from kvcompress.analysis.fidelity.conversation import Conversation
+from kvcompress.analysis.fidelity.fidelity import fidelity
 from kvcompress.analysis.fidelity.teacher_forcing import text_windows
+from kvcompress.analysis.pruning.edited_cache import Edited, EditedCache, PromptStates
 from kvcompress.analysis.pruning.importance import prompt_importance
 from kvcompress.analysis.pruning.simulate import PruningSimulation
 from kvcompress.bench.testbed.location import load_testbed
@@ -85,6 +87,37 @@ def test_on_the_embedded_model_important_tokens_matter_more_than_random_ones() -
     simulation = PruningSimulation(model, windows, context=192)
     for ratio in (0.5, 0.75):
         assert simulation.point("tokens", ratio).kl < simulation.point("tokens", ratio, "random").kl
+
+
+def test_leaving_one_out_scores_heads_by_what_is_lost(model: Any, windows: torch.Tensor) -> None:
+    ticks: list[int] = []
+    simulation = PruningSimulation(
+        model, windows[:1], context=CONTEXT, leave_one_out=True, advance=lambda: ticks.append(1)
+    )
+    assert len(ticks) == 6
+    prompt = windows[:1, :CONTEXT]
+    cheap = prompt_importance(model, prompt[0].tolist())
+    for entry, before in zip(simulation.importance[0], cheap, strict=True):
+        assert torch.equal(entry.tokens, before.tokens)
+        for head in range(2):
+
+            def without(states: PromptStates, layer: int = entry.layer, head: int = head) -> Edited:
+                keep = torch.ones_like(states.positions, dtype=torch.bool)
+                keep[:, head] = states.layer != layer
+                return Edited(keys=states.keys, values=states.values, keep=keep)
+
+            direct = fidelity(model, lambda edit=without: EditedCache(model, edit), prompt, context=18, chunk=99)
+            assert float(entry.heads[head]) == pytest.approx(direct.kl, rel=1e-9)
+    with pytest.raises(ValueError, match="prompt must have at least 8 tokens"):
+        PruningSimulation(model, windows, context=7, leave_one_out=True)
+
+
+def test_on_the_embedded_model_left_out_heads_are_better_judges_than_energy() -> None:
+    model, tokenizer = load_testbed()
+    windows = text_windows(tokenizer, make_example("needle_8", 400).prompt, context=192, steps=32, most=1)
+    cheap = PruningSimulation(model, windows, context=192).point("heads", 0.5)
+    measured = PruningSimulation(model, windows, context=192, leave_one_out=True).point("heads", 0.5)
+    assert measured.kl < cheap.kl
 
 
 def test_bad_requests_are_refused(model: Any, windows: torch.Tensor) -> None:

@@ -125,6 +125,15 @@ def test_prune_measures_the_logits(tmp_path: Path, testbed: Any, ids: list[int])
     assert content["importance"]["tokens"][0][-1] is None
 
 
+def test_prune_leaves_heads_out_where_it_is_told_to(tmp_path: Path) -> None:
+    result = run("prune", *SMALL["prune"], "--leave-one-out", "--output-dir", tmp_path)
+    content = content_of(result, tmp_path, "pruning.json")
+    assert content["importance"]["heads_unit"] == "KL without the head, nats"
+    heads = [score for layer in content["importance"]["heads"] for score in layer]
+    assert len(heads) == 12
+    assert min(heads) >= 0
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_json_is_one_object_and_files_are_not_overwritten(name: str, tmp_path: Path) -> None:
     arguments = [name, *SMALL[name], "--output-dir", tmp_path / "new"]
