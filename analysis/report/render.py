@@ -25,6 +25,8 @@ SCRIPTS: Final = (  # in the order in which they need each other
         "keys_values.js",
         "table_rows.js",
         "tables.js",
+        "json_view.js",
+        "recommendations.js",
         "documents.js",
     ),
     *("controls.js", "main.js"),

@@ -1,8 +1,9 @@
 /* A table whose headings sort it; long ones show their first rows and a button for more. */
 class SortableTable {
-  /* columns: [{key, title, unit, format(value), text}], caption; onRow(row): what a click on a row does. */
-  constructor(caption, columns, { shown = 50, onRow = null } = {}) {
-    Object.assign(this, { columns, shown, step: shown, onRow, rows: [], order: { key: null, down: true } });
+  /* columns: [{key, title, unit, format(value), text}], caption; onRow(row): what a click on a row does;
+     chosen(row): whether it is marked. */
+  constructor(caption, columns, { shown = 50, onRow = null, chosen = () => false } = {}) {
+    Object.assign(this, { columns, shown, step: shown, onRow, chosen, rows: [], order: { key: null, down: true } });
     this.body = Dom.make("tbody");
     this.headings = columns.map((column) => this.heading(column));
     this.more = Dom.button("", "Show more rows", () => this.grow(), { class: "more" });
@@ -88,7 +89,7 @@ class SortableTable {
   row(row) {
     const node = Dom.make(
       "tr",
-      { class: `${row.chosen ? "chosen" : ""} ${this.onRow ? "pickable" : ""}` },
+      { class: `${this.chosen(row) ? "chosen" : ""} ${this.onRow ? "pickable" : ""}` },
       this.filled.map(({ key, format, text }) =>
         Dom.make("td", { class: text ? "text" : "figure-cell" }, (format || Format.number)(row[key])),
       ),

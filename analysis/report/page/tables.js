@@ -1,12 +1,13 @@
 /* The same numbers as tables: layers, heads at the chosen step, events, tokens at the chosen layer and step. */
 const Tables = (() => {
   const whole = Format.whole;
+  const chosen = (row) => row.chosen;
   const layers = new SortableTable(
     "Layers",
     [
       { key: "layer", title: "layer", format: whole },
       { key: "name", title: "name", text: true, format: String },
-      { key: "held", title: "held", unit: "tokens/head" },
+      { key: "held", title: "held", unit: "per head" },
       { key: "share", title: "of seen", format: Format.percent },
       { key: "budget", title: "budget", format: whole },
       { key: "preference", title: "preference" },
@@ -14,10 +15,10 @@ const Tables = (() => {
       { key: "cascade", title: "cascade", format: whole },
       { key: "decode", title: "decode", format: whole },
       { key: "entropy", title: "entropy", unit: "nats" },
-      { key: "keySparsity", title: "key sparsity", unit: "at 10 %", format: Format.percent },
-      { key: "valueSparsity", title: "value sparsity", unit: "at 10 %", format: Format.percent },
+      { key: "keySparsity", title: "key sparsity", unit: "10 %", format: Format.percent },
+      { key: "valueSparsity", title: "value sparsity", unit: "10 %", format: Format.percent },
     ],
-    { shown: 64, onRow: (row) => State.layer(row.index) },
+    { shown: 64, chosen, onRow: (row) => State.layer(row.index) },
   );
   const heads = new SortableTable(
     "Heads at the chosen step",
@@ -35,6 +36,7 @@ const Tables = (() => {
       { key: "keys90", title: "90 % of mass", unit: "keys" },
     ],
     {
+      chosen,
       onRow: (row) => {
         State.layer(row.index);
         State.head(row.head);
@@ -57,7 +59,7 @@ const Tables = (() => {
       { key: "share", title: "of full", format: Format.percent },
       { key: "evicted", title: "evicted", unit: "tokens, all heads", format: whole },
     ],
-    { onRow: (row) => State.event(row.index) },
+    { chosen, onRow: (row) => State.event(row.index) },
   );
   const tokens = new SortableTable(
     "Tokens at the chosen layer, head and step",
@@ -72,7 +74,7 @@ const Tables = (() => {
       { key: "heads", title: "held by", unit: "kv heads", format: whole },
       { key: "fate", title: "fate", text: true, format: String },
     ],
-    { onRow: (row) => TokenView.goTo(row.token) },
+    { chosen, onRow: (row) => TokenView.goTo(row.token) },
   );
   const PANELS = [
     ["layers", "Layers", layers, TableRows.layers],

@@ -1,6 +1,7 @@
 """The report of a real capture in a real browser without a network: its numbers are those of the tensors."""
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,25 @@ pytestmark = [
 ]
 
 NEW_TOKENS = 12
+STEP = {"cache_size": 20, "expected_ratio": 0.6, "kl": 0.02, "top1": 0.95, "kv_bytes": 400, "full_bytes": 1000}
+RECOMMENDATIONS = {
+    "schema": "kvcompress.recommendations/1",
+    "measured": True,
+    "why_not_measured": None,
+    "pattern": {"name": "recency", "note": "<b>one note</b>"},
+    "tolerance": {"kl": 0.1, "top1": 0.9},
+    "context": 40,
+    "steps": 8,
+    "strategies": [
+        {
+            "strategy": "topk",
+            "policy": "snapkv",
+            "ladder": [STEP | {"within_tolerance": True}, STEP | {"within_tolerance": None}],
+        },
+        {"strategy": "policy", "policy": "cake", "ladder": [STEP | {"cache_size": 10, "within_tolerance": True}]},
+    ],
+    "recommendation": {"policy": "cake", "cache_size": 10, "bytes_ratio": 0.6, "kl": 0.02, "top1": 0.95, "speed": None},
+}
 THREE_DIGITS = 5.1e-3  # half a unit of the third digit, relative to the least number of three digits
 SCRIPT = "<script>window.injected = true</script>"
 
@@ -70,6 +90,10 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sample(folder, 0, tokens=[strange[i % len(strange)] for i in range(1510)], prompt=1500, generated=10)
     write_sample(folder, 1, compressed=False)
     write_sample(folder, 2, generated=0)
+    (folder / "reports").mkdir()
+    (folder / "compression_recommendations.json").write_text(json.dumps(RECOMMENDATIONS))
+    analysis = {"attention": {"layers": [{"layer": 0, "entropy": 1.5}, {"layer": 1, "entropy": None}]}, "words": SCRIPT}
+    (folder / "reports" / "analysis_report_sample_0.json").write_text(json.dumps(analysis))
     return write_report(folder)
 
 
@@ -266,6 +290,21 @@ def test_samples_without_compression_or_of_one_event_are_shown(strange_report: P
     strange_report.wait_for_sample(sample)
     assert message in strange_report.text("#main")
     assert f"sample {sample}" in strange_report.text("#subtitle")
+
+
+def test_recommendations_and_analysis_of_the_folder_are_told(strange_report: Page) -> None:
+    verdict = strange_report.text(".verdict").replace("\u202f", "")
+    assert "cake, 10 tokens per layer" in verdict
+    assert "40.0% of the full cache's bytes" in verdict
+    assert "<b>one note</b>" in strange_report.text("#recommendations")
+    cells = strange_report.texts("#recommendations tbody tr:first-child td")
+    assert cells[1] == "cake"
+    assert len(strange_report.texts("#recommendations tbody tr.chosen")) == 1
+    assert SCRIPT in strange_report.text("#analysis")
+    for fold in ("#analysis details", "#analysis details details"):
+        strange_report.find(f"{fold} summary").click()
+        strange_report.settle()
+    assert strange_report.texts("#analysis tbody tr:first-child td") == ["0", "1.50"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
