@@ -24,6 +24,15 @@ from kvcompress.bench.comparison_tables import (
     policy_search,
     throughput,
 )
+from kvcompress.bench.headline_tables import (
+    decode_rule_differences,
+    decode_rules,
+    headline_agnostic,
+    headline_aware,
+    headline_by_task,
+    headline_bytes,
+    headline_goals,
+)
 from kvcompress.bench.results_file import PROJECT, RESULTS, replace_text
 from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
 from kvcompress.bench.testbed.location import EVALUATION_FILE
@@ -52,24 +61,6 @@ def engine_speed(run: Run) -> str:
         )
     header = ["case", "shape", "provider", "ms, median [20 %, 80 %]", "times the yardstick", "peak MiB"]
     return markdown(header, rows, texts=3) + origin(run)
-
-
-def decode_rules(run: Run) -> str:
-    """Accuracy of each decode rule at equal bytes, with its difference to the yardstick."""
-    rows = []
-    for cell in run["cases"]:
-        low, high = cell["difference_interval_95"]
-        rows.append(
-            [
-                f"{cell['task']}, {cell['cache_size']}",
-                f"`{cell['rule']}`",
-                percent(cell["accuracy"], cell["interval_95"]),
-                f"{100 * cell['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-                f"{cell['bytes_per_document'] / 1024:.0f}",
-            ]
-        )
-    header = ["task, cache size", "rule", "right, % [95 %]", "against `last_query`", "KiB"]
-    return markdown(header, rows, texts=2) + origin(run)
 
 
 def policies_small_budgets(run: Run) -> str:
@@ -104,6 +95,13 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
     {
         "engine_speed": (RESULTS / "engine_cpu.json", engine_speed),
         "decode_rules": (RESULTS / "decode_rules.json", decode_rules),
+        "decode_rule_differences": (RESULTS / "decode_rules.json", decode_rule_differences),
+        "headline_aware": (RESULTS / "headline.json", headline_aware),
+        "headline_agnostic": (RESULTS / "headline.json", headline_agnostic),
+        "headline_goals": (RESULTS / "headline.json", headline_goals),
+        "headline_by_task": (RESULTS / "headline.json", headline_by_task),
+        "headline_bytes": (RESULTS / "headline.json", headline_bytes),
+        "headline_losses": (RESULTS / "headline.json", policy_judgement_losses),
         "policies_small_budgets": (RESULTS / "policies_small_budgets.json", policies_small_budgets),
         "policy_search": (RESULTS / "policy_search.json", policy_search),
         "policy_judgement": (RESULTS / "policy_judgement.json", policy_judgement),
@@ -111,6 +109,7 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
         "policy_judgement_losses": (RESULTS / "policy_judgement.json", policy_judgement_losses),
         "testbed": (EVALUATION_FILE, testbed),
         "peers_accuracy": (RESULTS / "peers_kvpress.json", peers_accuracy),
+        "peers_agnostic": (RESULTS / "peers_kvpress_agnostic.json", peers_accuracy),
         "peers_speed": (RESULTS / "peers_kvpress.json", peers_speed),
         "throughput": (RESULTS / "throughput_cpu.json", throughput),
     }
