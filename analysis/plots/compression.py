@@ -32,8 +32,8 @@ def preference_scores(sample: Sample) -> Figure:
     panels = [
         ("Preference", floats(sample, "compression.preference"), "preference (no unit)", ORANGE),
         ("Budget", np.where(budget < 0, np.nan, budget), "tokens kept per head", BLUE),
-        ("Entropy seen by the allocation", floats(sample, "compression.entropy"), "entropy (nats)", GREEN),
-        ("Variance seen by the allocation", floats(sample, "compression.variance"), "variance", PURPLE),
+        ("Entropy seen by the allocation", floats(sample, "compression.entropy"), "nats, as the policy sums it", GREEN),
+        ("Variance seen by the allocation", floats(sample, "compression.variance"), "as the policy sums it", PURPLE),
     ]
     shown = [panel for panel in panels if np.isfinite(panel[1]).any()] or panels[1:2]
     rows = (len(shown) + 1) // 2
