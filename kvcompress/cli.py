@@ -20,6 +20,7 @@ from kvcompress.commands.policies import policies
 from kvcompress.commands.prune import prune
 from kvcompress.commands.recommend import recommend
 from kvcompress.commands.report_page import report
+from kvcompress.commands.run import run
 from kvcompress.commands.similarity import similarity
 from kvcompress.commands.tucker import tucker
 
@@ -27,6 +28,7 @@ from kvcompress.commands.tucker import tucker
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Compress": (generate, demo, policies),
     "See what a model attends to, and why each token was kept or dropped": (
+        run,
         capture,
         samples,
         analyze,

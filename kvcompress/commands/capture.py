@@ -27,6 +27,8 @@ def capture(
     tau2: options.Tau2 = None,
     gamma: options.Gamma = None,
     preset: capture_options.Preset = None,
+    base: options.Base = None,
+    floor: options.Floor = None,
     max_queries: capture_options.MaxQueries = 256,
     save_attention: capture_options.SaveAttention = False,
     save_layers: capture_options.SaveLayers = None,
@@ -44,37 +46,8 @@ def capture(
     without --save-attention. Nothing is compressed without --compress. `analyze`, `plot`, `report` and `recommend` go
     on from there; `run` does it all at once.
     """
-    from kvcompress.commands.capture_request import CaptureRequest, policy_choice, recorder_settings
+    given = locals()
+    from kvcompress.commands.capture_request import capture_request
     from kvcompress.commands.capture_work import run_capture
-    from kvcompress.commands.runs import Settings
-    from kvcompress.commands.texts import TextChoice
 
-    texts = TextChoice(
-        prompt=prompt,
-        prompt_file=prompt_file,
-        use_wikitext=use_wikitext,
-        wikitext_index=wikitext_index,
-        max_samples=max_samples,
-    )
-    sizes = {"cache_size": cache_size, "compression_ratio": compression_ratio, "window_size": window_size}
-    weights = {"sink_tokens": sink_tokens, "tau1": tau1, "tau2": tau2, "gamma": gamma}
-    request = CaptureRequest(
-        model=model,
-        output_dir=output_dir,
-        texts=texts,
-        max_length=max_length,
-        settings=Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed),
-        choice=policy_choice(sizes | weights, compress=compress, policy=policy, preset=preset, model=model, seed=seed),
-        recorder=recorder_settings(
-            max_queries=max_queries,
-            save_attention=save_attention,
-            layers=save_layers,
-            heads=save_heads,
-            max_tokens=save_max_tokens,
-            save_kv=save_kv,
-        ),
-        device=device,
-        dtype=dtype,
-        force=force,
-    )
-    run_capture(request, as_json=as_json)
+    run_capture(capture_request(given), as_json=as_json)

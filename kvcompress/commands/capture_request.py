@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,48 @@ class CaptureRequest:
     device: str
     dtype: str
     force: bool
+
+
+_POLICY_PARAMETERS = (
+    *("cache_size", "compression_ratio", "window_size", "sink_tokens"),
+    *("tau1", "tau2", "gamma", "base", "floor"),
+)
+
+
+def capture_request(given: Mapping[str, Any]) -> CaptureRequest:
+    """The request that the options of ``capture`` or ``run`` make, by the names of their parameters.
+
+    Raises:
+        CommandError: options that contradict each other, or cannot be read.
+        ValueError: an unknown policy or preset, or a value out of range.
+        TypeError: a parameter that the policy does not have.
+    """
+    return CaptureRequest(
+        model=given["model"],
+        output_dir=given["output_dir"],
+        texts=TextChoice(**{field.name: given[field.name] for field in fields(TextChoice)}),
+        max_length=given["max_length"],
+        settings=Settings(**{field.name: given[field.name] for field in fields(Settings)}),
+        choice=policy_choice(
+            {name: given[name] for name in _POLICY_PARAMETERS},
+            compress=given["compress"],
+            policy=given["policy"],
+            preset=given["preset"],
+            model=given["model"],
+            seed=given["seed"],
+        ),
+        recorder=recorder_settings(
+            max_queries=given["max_queries"],
+            save_attention=given["save_attention"],
+            layers=given["save_layers"],
+            heads=given["save_heads"],
+            max_tokens=given["save_max_tokens"],
+            save_kv=given["save_kv"],
+        ),
+        device=given["device"],
+        dtype=given["dtype"],
+        force=given["force"],
+    )
 
 
 def policy_choice(

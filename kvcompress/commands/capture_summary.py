@@ -60,8 +60,8 @@ def show(captured: Captured, console: Console) -> None:
     """Prints what was written."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("sample", "prompt", "tokens", "events", "cache", "on disk", "seconds"):
-        table.add_column(heading, justify="right")
-    table.add_column("generated", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("generated")
     for sample in captured.samples:
         summary = sample.summary
         text = " ".join(sample.text.split())
