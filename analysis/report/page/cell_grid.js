@@ -113,7 +113,10 @@ class CellGrid {
     const step = Math.ceil(widest / box.cellWidth);
     const below = rows * box.cellHeight + 10;
     for (let column = 0; column < columns; column += step) {
-      context.fillText(columnName(column), box.left + (column + 0.5) * box.cellWidth, below);
+      const at = box.left + (column + 0.5) * box.cellWidth;
+      if (at + context.measureText(columnName(column)).width / 2 <= box.width) {
+        context.fillText(columnName(column), at, below);
+      }
     }
     context.fillText(this.options.columnTitle || "", box.left + (columns * box.cellWidth) / 2, below + 15);
     if (!this.options.rowTitle) return;

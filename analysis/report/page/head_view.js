@@ -39,7 +39,7 @@ const HeadView = (() => {
       Dom.make(
         "div",
         {},
-        Dom.figure("By distance", "mass on keys so many tokens back", distance),
+        Dom.figure("By distance", "mass on keys so many tokens away", distance),
         Dom.figure("Most attended", "at this step; a click goes to the token", top.node),
       ),
     ),
@@ -73,34 +73,46 @@ const HeadView = (() => {
     return { at: (row, column) => sum[row * width + column], rows: tensor.shape[2], columns: width };
   }
 
+  /* A logarithmic ramp over some masses, of four decades at most: {low, high, share(mass), legend}. */
+  function decades(masses) {
+    const positive = masses.filter((mass) => mass > 0);
+    const high = positive.reduce((most, mass) => Math.max(most, mass), 1e-12);
+    const low = positive.reduce((least, mass) => Math.min(least, mass), high);
+    const from = Math.max(low, high * 1e-4);
+    const span = Math.log(high / from) || 1;
+    const share = (mass) => (mass > 0 ? Math.max(0, 1 - Math.log(high / mass) / span) : mass === 0 ? 0 : NaN);
+    const legend = Legend.ramp(`≤ ${Format.number(from)}`, Format.number(high), "share of mass, logarithmic");
+    return { share, legend };
+  }
+
   function drawMap(sample, layer, head, event) {
     const number = Sample.nearest(sample.heatmapEvents, sample.number(event));
     mapFigure.hidden = number === null;
     if (number === null) return;
-    const { at, rows, columns } = mapOf(sample, sample.tensors[`heatmap.${number}`], layer, head);
+    const { at, rows } = mapOf(sample, sample.tensors[`heatmap.${number}`], layer, head);
     const tokens = sample.seen(Math.max(0, sample.events.number.indexOf(number)));
-    const bins = Math.min(rows, tokens);
     const begin = (bin) => Math.ceil((bin * tokens) / rows);
     const used = Array.from({ length: rows }, (_, bin) => bin).filter((bin) => begin(bin) < begin(bin + 1));
-    let most = 0;
-    for (const row of used) for (const column of used) if (at(row, column) > most) most = at(row, column);
-    const span = (bin) =>
-      begin(bin + 1) - begin(bin) > 1 ? `${begin(bin)}–${begin(bin + 1) - 1}` : String(begin(bin));
-    const share = (value) => (value > 0 ? Math.max(0, 1 + Math.log10(value / most) / 4) : value === 0 ? 0 : NaN);
+    const ramp = decades(used.flatMap((row) => used.map((column) => at(row, column))));
+    const name = (place) => String(begin(used[place]));
+    const span = (place) => {
+      const [first, last] = [begin(used[place]), begin(used[place] + 1) - 1];
+      return last > first ? `${first}–${last}` : String(first);
+    };
     map.update({
-      rows: bins,
-      columns: bins,
-      rowName: (row) => String(begin(used[row])),
-      columnName: (column) => String(begin(used[column])),
+      rows: used.length,
+      columns: used.length,
+      rowName: name,
+      columnName: name,
       share: (row, column) => {
-        const value = at(used[row], used[column]);
-        return value === 0 && column > row ? NaN : share(value); // keys after the query: nothing to see there
+        const mass = at(used[row], used[column]);
+        return mass === 0 && column > row ? NaN : ramp.share(mass); // keys after the query: nothing to see there
       },
       describe: (row, column) => [
-        `queries ${span(used[row])}, keys ${span(used[column])}`,
+        `queries ${span(row)}, keys ${span(column)}`,
         `mass ${Format.number(at(used[row], used[column]))}`,
       ],
-      legend: Legend.ramp(`≤ ${Format.number(most * 1e-4)}`, Format.number(most), "share of mass, logarithmic"),
+      legend: ramp.legend,
     });
     mapHint.textContent =
       number === sample.number(event) ? "" : `Of event ${number}, the nearest with more than one query.`;
@@ -110,29 +122,24 @@ const HeadView = (() => {
     const numbers = rowsOf(sample);
     decodedFigure.hidden = numbers.length === 0;
     if (!numbers.length) return;
-    const rows = numbers.map((number) =>
-      ofHead(sample, "attention.position_mass", sample.profileEvents.indexOf(number), layer, head),
-    );
-    const most = Math.max(...rows.map((row) => Math.max(...row)), 1e-12);
-    const seen = (row) => sample.seen(sample.events.number.indexOf(numbers[row]));
-    const last = numbers.length - 1;
+    const place = (number) => sample.profileEvents.indexOf(number);
+    const rows = numbers.map((number) => ofHead(sample, "attention.position_mass", place(number), layer, head));
+    const ramp = decades(rows.flatMap((row) => [...row]));
+    const bins = rows[0].length;
+    const edge = (row, bin) => Math.ceil((bin * sample.seen(sample.events.number.indexOf(numbers[row]))) / bins);
+    const chosen = numbers.indexOf(sample.number(State.values.event));
     decoded.update({
       rows: numbers.length,
-      columns: rows[0].length,
+      columns: bins,
       rowName: (row) => String(numbers[row]),
-      columnName: (bin) => Format.whole(Math.ceil((bin * seen(last)) / rows[0].length)),
-      selected: numbers.includes(sample.number(State.values.event))
-        ? [numbers.indexOf(sample.number(State.values.event)), null]
-        : null,
-      share: (row, bin) => (rows[row][bin] > 0 ? Math.max(0, 1 + Math.log10(rows[row][bin] / most) / 4) : 0),
-      describe: (row, bin) => {
-        const edge = (at) => Math.ceil((at * seen(row)) / rows[0].length);
-        return [
-          `event ${numbers[row]}, keys ${edge(bin)}–${Math.max(edge(bin), edge(bin + 1) - 1)}`,
-          `mass ${Format.number(rows[row][bin])}`,
-        ];
-      },
-      legend: Legend.ramp(`≤ ${Format.number(most * 1e-4)}`, Format.number(most), "share of mass, logarithmic"),
+      columnName: (bin) => Format.whole(edge(numbers.length - 1, bin)),
+      selected: chosen < 0 ? null : [chosen, null],
+      share: (row, bin) => ramp.share(rows[row][bin]),
+      describe: (row, bin) => [
+        `event ${numbers[row]}, keys ${edge(row, bin)}–${Math.max(edge(row, bin), edge(row, bin + 1) - 1)}`,
+        `mass ${Format.number(rows[row][bin])}`,
+      ],
+      legend: ramp.legend,
     });
   }
 
@@ -148,7 +155,7 @@ const HeadView = (() => {
       ticks: 8,
       xLabel: "distance to the key, tokens",
       yLabel: "share of mass",
-      describe: (index) => [`${bin(index)} tokens back`, `mass ${Format.number(bars[index].height)}`],
+      describe: (index) => [`${bin(index)} tokens away`, `mass ${Format.number(bars[index].height)}`],
     });
   }
 

@@ -116,7 +116,7 @@ const Overview = (() => {
     const notes = sample.notes.length
       ? Dom.make(
           "details",
-          { class: "notes", open: sample.notes.length < 6 },
+          { class: "notes", open: sample.notes.length < 12 },
           Dom.make("summary", {}, "What this page leaves out"),
           Dom.make(
             "ul",

@@ -26,7 +26,9 @@ class Sample {
   }
 
   text(token) {
-    return this.texts ? this.texts[token] : `${this.tensors["token.ids"].at(token)} `;
+    if (this.texts) return this.texts[token];
+    const id = this.tensors["token.ids"].at(token);
+    return id < 0 ? `#${token}` : String(id); // a model without a vocabulary has positions alone
   }
 
   kvHead(head) {

@@ -55,7 +55,7 @@ const TokenDetail = (() => {
         {},
         heads.map((head) => {
           const fate = Fate.explain(sample, layer, head, token, event);
-          const scores = sample.compressed ? [Fate.scoreText(sample, fate.score), Format.number(fate.cut)] : [];
+          const scores = sample.compressed ? [fate.score, fate.cut].map(Format.number) : [];
           const norms = ["kv.key_norm", "kv.value_norm"].map((name) =>
             Format.number(sample.perHead(name, layer, head, token)),
           );
@@ -127,7 +127,6 @@ const TokenDetail = (() => {
   function render() {
     const { sample, token, layer, event } = State.values;
     const chosen = State.kvHead();
-    const id = sample.has("token.ids") ? ` · id ${sample.tensors["token.ids"].at(token)}` : "";
     const part = token < sample.promptTokens ? "prompt" : "after the prompt";
     Dom.replace(
       body,
@@ -135,7 +134,7 @@ const TokenDetail = (() => {
         "div",
         { class: "token-title" },
         Dom.make("span", { class: "token-big", dir: "auto" }, Format.label(sample.text(token))),
-        Dom.make("span", { class: "quiet" }, `${part}${id} · ${sample.layerName(layer)}`),
+        Dom.make("span", { class: "quiet" }, `${part} · ${sample.layerName(layer)}`),
       ),
       numbers(sample, token, layer, event),
       reasons(sample, token, layer, event, chosen),

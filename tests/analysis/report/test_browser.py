@@ -292,6 +292,21 @@ def test_samples_without_compression_or_of_one_event_are_shown(strange_report: P
     assert f"sample {sample}" in strange_report.text("#subtitle")
 
 
+def test_model_without_vocabulary_shows_positions_and_steps(chromium: Page, tmp_path: Path) -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    with Recorder(model, tmp_path) as recorder, torch.inference_mode():
+        for step in range(3):
+            recorder.set_generation_context(step=step, block=step)
+            model(torch.randn(1, 12, 16))
+    for page in opened(chromium, write_report(tmp_path)):
+        page.slide(Keys.ARROW_RIGHT, 2)
+        assert page.texts(".token-text .token") == [f"#{position}" for position in range(12)]
+        assert "step 2, block 2" in page.text("#told")
+        wanted = float(read_sample(tmp_path).token_mass(2)[0, 0])
+        assert close(page.number('[data-number="mass"]'), wanted)
+
+
 def test_recommendations_and_analysis_of_the_folder_are_told(strange_report: Page) -> None:
     verdict = strange_report.text(".verdict").replace("\u202f", "")
     assert "cake, 10 tokens per layer" in verdict
