@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from kvcompress.analysis.plots.text import counted
 from kvcompress.analysis.summary.reader import Sample
 from kvcompress.analysis.summary.schema import RAW_ATTENTION
 
+MOST_TOKENS: Final = 2048  # that a map of a single query shows one by one
 Source = Literal["raw", "bins", "tokens", "position bins"]
 
 
@@ -72,7 +73,7 @@ def attention_map(sample: Sample, layer: int, step: int, head: int | None = None
     binned = np.flatnonzero(whole(sample, "heatmap.event") == step)
     if len(binned):
         return _binned(sample, int(binned[0]), place, step, head)
-    if head is None and step in sample.token_mass_events:
+    if head is None and step in sample.token_mass_events and int(event_tokens(sample)[step]) <= MOST_TOKENS:
         return _by_token(sample, place, step)
     mass = floats(sample, "attention.position_mass", step, place)
     values, edges = per_token(mean_over(mass, 0) if head is None else mass[head], int(event_tokens(sample)[step]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kvcompress.analysis.plots.bins import Whole
@@ -12,6 +12,7 @@ from kvcompress.analysis.plots.compression import policy_name
 from kvcompress.analysis.plots.panels import (
     colour_bar,
     colour_map,
+    from_zero,
     mark_prompt,
     plain_numbers,
     step_limits,
@@ -24,6 +25,7 @@ from kvcompress.analysis.summary.reader import Sample
 
 STAGES = ((1, "in its layer's prefill", BLUE, "o"), (2, "by the cascade", ORANGE, "s"), (3, "decoding", VERMILION, "^"))
 _MOST_ROW_NAMES = 40
+_FAR_APART = 20  # numbers of evictions that a linear axis cannot show beside each other
 
 
 @styled
@@ -56,15 +58,12 @@ def _map(axes: Axes, evicted: Whole, layers: list[int], sample: Sample) -> None:
     count, heads, tokens = evicted.shape
     shown = np.ma.masked_less(evicted.reshape(count * heads, tokens), 0)
     last = max(sample.events - 1, 1)
-    few = sample.events <= 12
-    colours = colour_map("viridis")
-    norm = BoundaryNorm(np.arange(last + 2) - 0.5, colours.N) if few else Normalize(0, last)
     image = axes.imshow(
         shown,
         aspect="auto",
         interpolation="nearest",
-        cmap=colours,
-        norm=norm,
+        cmap=colour_map("viridis"),
+        norm=Normalize(0, last),
         extent=(0, tokens, count * heads - 0.5, -0.5),
     )
     axes.grid(visible=False)
@@ -78,7 +77,7 @@ def _map(axes: Axes, evicted: Whole, layers: list[int], sample: Sample) -> None:
     mark_prompt(axes, sample.summary.prompt_tokens, tokens)
     heads_note = f" ({heads} kv heads each)" if heads > 1 else ""
     axes.set(xlabel="token position", ylabel=f"layer{heads_note}")
-    colour_bar(image, axes, "evicted at step (blank: held to the end)")
+    colour_bar(image, axes, "evicted at step (blank: held to the end)", whole=True)
 
 
 def _counts(axes: Axes, counts: Whole) -> None:
@@ -87,9 +86,14 @@ def _counts(axes: Axes, counts: Whole) -> None:
             steps = np.flatnonzero(row)
             axes.vlines(steps, 0, row[steps], color=colour, linewidth=1.2)
             axes.plot(steps, row[steps], linestyle="none", marker=marker, color=colour, label=f"{name}: {row.sum():,}")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
-    plain_numbers(axes.yaxis)
+    present = counts[counts > 0]
+    if len(present) and present.max() > _FAR_APART * present.min():
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        plain_numbers(axes.yaxis)
+    else:
+        from_zero(axes)
+        whole_ticks(axes.yaxis, 5)
     axes.set(xlabel=STEP_AXIS, ylabel="evicted\n(tokens × layers × heads)")
     if counts.any():
         axes.legend(loc="upper right", ncols=3)

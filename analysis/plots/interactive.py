@@ -17,7 +17,7 @@ from kvcompress.analysis.plots.stored import event_name, layer_numbers
 from kvcompress.analysis.summary.reader import Sample
 
 MOST_STEPS: Final = 40
-MOST_CELLS: Final = 600_000  # about 10 MB of HTML
+MOST_CELLS: Final = 600_000  # about 7 MB of HTML, beside plotly itself
 
 
 Maps = dict[tuple[int, int, int | None], AttentionMap]
@@ -39,7 +39,7 @@ def interactive_attention(sample: Sample, layer: int, step: int = 0, head: int |
     """Attention as a map of queries and keys, with controls for layer, step and head that do not reset each other.
 
     A long generation is shown at some 40 of its steps. Where all layers would be too much for one file, the view is of
-    the one layer alone.
+    the one layer alone, and where that is too much, of fewer steps.
 
     Args:
         sample: what was captured.
@@ -77,12 +77,25 @@ def interactive_attention(sample: Sample, layer: int, step: int = 0, head: int |
 def _choice(sample: Sample, layer: int, step: int, head: int | None) -> Choice:
     layer_place(sample, layer)
     step, head = checked_step(sample, step), checked_head(sample, head)
-    spaced = {round(place) for place in np.linspace(0, sample.events - 1, min(sample.events, MOST_STEPS))}
-    steps = sorted(spaced | {step})
     heads: list[int | None] = [None, *range(sample.summary.model.query_heads)]
-    cells = sum(attention_map(sample, layer, at).values.size for at in steps) * len(heads)
-    layers = layer_numbers(sample) if cells * sample.summary.model.layers <= MOST_CELLS else [layer]
+    sizes = {at: _cells(sample, layer, at, heads) for at in _spaced(sample.events, MOST_STEPS, step)}
+    layers = layer_numbers(sample)
+    if sum(sizes.values()) * len(layers) > MOST_CELLS:
+        layers = [layer]
+    affordable = max(1, MOST_CELLS // (len(layers) * max(sizes.values())))
+    steps = list(sizes) if sum(sizes.values()) <= MOST_CELLS else _spaced(sample.events, affordable, step)
     return Choice(layers=layers, steps=steps, heads=heads, layer=layer, step=step, head=head)
+
+
+def _spaced(events: int, most: int, step: int) -> list[int]:
+    """As many steps, evenly spaced, and the one that is shown first."""
+    return sorted({round(place) for place in np.linspace(0, events - 1, min(events, most))} | {step})
+
+
+def _cells(sample: Sample, layer: int, step: int, heads: list[int | None]) -> int:
+    """Values of a step in one layer: every head's map has as many as the first one's."""
+    mean, one = (attention_map(sample, layer, step, head).values.size for head in heads[:2])
+    return mean + (len(heads) - 1) * one
 
 
 def _trace(maps: Maps, choice: Choice, layer: int, head: int | None, least: float) -> go.Heatmap:

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from kvcompress.analysis.plots.bins import Floats
 from kvcompress.analysis.plots.style import BLANK, VERMILION
@@ -86,20 +86,30 @@ def write_values(axes: Axes, image: AxesImage, values: Floats, form: str = ".2f"
             )
 
 
-def colour_bar(drawn: ScalarMappable, axes: Axes | Sequence[Axes], label: str) -> None:
+def colour_bar(drawn: ScalarMappable, axes: Axes | Sequence[Axes], label: str, *, whole: bool = False) -> None:
     """A colour bar that says what is shown, with its unit.
 
     Args:
         drawn: what has the colours.
         axes: beside which it stands; several share it.
         label: what is shown.
+        whole: ticks at whole numbers only.
     """
     first = axes if isinstance(axes, Axes) else axes[0]
     bar = first.figure.colorbar(drawn, ax=axes, label=label, pad=0.015, aspect=28)
     bar.outline.set_visible(False)
     if isinstance(drawn.norm, LogNorm):
-        least, most = drawn.get_clim()
-        plain_numbers(bar.ax.yaxis, every_tick=bool(least and most and most < 20 * least))
+        _logarithmic_ticks(bar.ax.yaxis, *drawn.get_clim())
+    elif whole:
+        whole_ticks(bar.ax.yaxis)
+
+
+def _logarithmic_ticks(axis: Axis, least: float | None, most: float | None) -> None:
+    """Numbers as many as it takes to read the scale: all digits of a short one, 1, 2 and 5, or the powers of ten."""
+    ratio = most / least if least and most else 1.0
+    if 8 <= ratio < 300:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    plain_numbers(axis, every_tick=ratio < 8)
 
 
 def plain_numbers(axis: Axis, *, every_tick: bool = False) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from kvcompress.analysis.metrics.generation_stages import STAGES, stages
 from kvcompress.analysis.metrics.of_sample.influence import influence
 from kvcompress.analysis.metrics.of_sample.stages import by_stage
-from kvcompress.analysis.plots.bins import Floats, bin_edges
+from kvcompress.analysis.plots.bins import Floats, Whole, bin_edges
 from kvcompress.analysis.plots.panels import (
     colour_bar,
     from_zero,
@@ -54,9 +54,10 @@ def token_position_importance(sample: Sample) -> Figure:
     mean = mean_over(received, 0)
     figure = new_figure(8.6, f"Importance of tokens, sample {sample.index}: {what}")
     panels = figure.subplot_mosaic([["line", "top"], ["map", "top"]], width_ratios=[2.4, 1])
-    panels["line"].stairs(mean, np.arange(len(mean) + 1), fill=True, color=BLUE)
+    shown, edges, note = _peaks(mean)
+    panels["line"].stairs(shown, edges, fill=True, color=BLUE)
     panels["line"].set(ylabel="attention received", xlim=(0, len(mean)))
-    panels["line"].set_title("By position, mean over layers", pad=14)  # room for the mark of the prompt's end
+    panels["line"].set_title(f"By position, mean over layers{note}", pad=14)  # room for the mark of the prompt's end
     from_zero(panels["line"])
     whole_ticks(panels["line"].xaxis, 8)
     mark_prompt(panels["line"], sample.summary.prompt_tokens, len(mean))
@@ -123,6 +124,13 @@ def token_label(sample: Sample, position: int) -> str:
     """A token's position and text: ``12 “the”``."""
     tokens = sample.summary.tokens
     return str(position) if tokens is None else f"{position} {token_text(tokens[position])}"
+
+
+def _peaks(mean: Floats) -> tuple[Floats, Whole, str]:
+    """The tokens' values, or, of very many, the largest of each range, so that none is too thin to be seen."""
+    _, edges = bin_edges(len(mean), min(_MOST_COLUMNS, len(mean)))
+    note = "" if len(mean) <= _MOST_COLUMNS else f" (largest of each {round(len(mean) / _MOST_COLUMNS)} or so tokens)"
+    return np.maximum.reduceat(np.nan_to_num(mean), edges[:-1]), edges, note
 
 
 def _layer_map(axes: Axes, received: Floats, sample: Sample) -> None:

@@ -1,6 +1,7 @@
 """Views of compression, keys, values and tokens show what is stored."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,13 @@ class TestCompression:
         prefill = f"in its layer's prefill: {counts[0].sum():,}"
         np.testing.assert_array_equal(line_values(figure.axes[1], prefill), counts[0][counts[0] > 0])
         assert "layer (2 kv heads each)" in texts_of(figure)
+
+    def test_few_evictions_are_counted_on_a_linear_axis(self, tmp_path: Path) -> None:
+        sample = write_sample(tmp_path, prompt=5, generated=2, layers=1)
+        axes = eviction.eviction_timeline(sample).axes[1]
+        np.testing.assert_array_equal(line_values(axes, "decoding: 4"), [2, 2])
+        assert axes.get_yscale() == "linear"
+        assert all(float(tick).is_integer() for tick in axes.get_yticks())
 
     @pytest.mark.parametrize(
         "view", [compression.preference_scores, compression.compression_ratios, eviction.eviction_timeline]
@@ -159,3 +167,13 @@ class TestTokens:
         sample = write_sample(tmp_path, prompt=3, generated=1, layers=1, compressed=False, tokens=texts)
         labels = {tokens.token_label(sample, position) for position in range(4)}
         assert labels == {"0 “$\\frac$”", "1 “□□”", "2 “<b>”", "3 “□↵”"}
+
+    def test_of_many_tokens_the_peaks_are_shown(self, tmp_path: Path) -> None:
+        sample = write_sample(tmp_path, prompt=900, generated=1, layers=1, compressed=False)
+        figure = tokens.token_position_importance(sample)
+        (profile,) = panel(figure, "By position, mean over layers (largest of each 2 or so tokens)").patches
+        values, edges, _ = profile.get_data()
+        paid = stored(sample, "token.influence")[0]
+        wanted = [paid[first:last].max() for first, last in pairwise(edges)]
+        np.testing.assert_allclose(values, wanted)
+        assert edges[-1] == 901

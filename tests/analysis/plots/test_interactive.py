@@ -88,6 +88,14 @@ class TestControls:
         assert len(figure.data) == HEADS
         assert shown(figure) == ["layer 2, mean over heads"]
 
+    def test_where_one_layer_is_too_much_it_is_fewer_steps(
+        self, compressed: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(interactive, "MOST_CELLS", 5 * 64 * 64)
+        figure = interactive_attention(compressed, 2, 5)
+        assert [step.label.split()[1] for step in figure.layout.sliders[0].steps] == ["0", "5"]
+        assert figure.layout.sliders[0].active == 1
+
     def test_many_steps_are_thinned_but_for_the_one_asked_for(
         self, compressed: Sample, monkeypatch: pytest.MonkeyPatch
     ) -> None:
