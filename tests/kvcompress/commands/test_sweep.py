@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+from kvcompress.bench.sweep import runner
 from kvcompress.bench.sweep.row import Row, to_line
 from kvcompress.bench.sweep.rows_file import read_rows
 from kvcompress.bench.sweep.runner import Runner
 from kvcompress.cli import app
+from kvcompress.commands import sweep_run
 from tests.bench.sweep.rows import make_row, sweep_rows
 from tests.kvcompress.commands.test_bad_input import refuse
 from tests.source_tree import ROOT
@@ -150,6 +153,44 @@ class TestSweep:
         assert f"({CELLS - 2} new rows, 2 kept)" in result.stdout
         assert outcome(read_rows(out)) == outcome(finished)
 
+    def test_cell_that_does_not_fit_ends_the_sweep_and_loses_no_row(
+        self, tiny: Path, out: Path, finished: list[Row], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real: Callable[..., Any] = runner.run_samples
+        cells: list[object] = []
+
+        def run(*given: Any, **options: Any) -> Any:
+            cells.append(given)
+            if len(cells) == 4:
+                raise torch.OutOfMemoryError("out of memory")
+            return real(*given, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "run_samples", run)
+            result = invoke(*arguments(tiny, out))
+        assert result.exit_code == 2, result.output
+        last = result.stderr.splitlines()[-1]
+        for words in ("kvcompress: error: ", "does not fit into the memory", "--batch-size", "finished rows are kept"):
+            assert words in last
+        assert len(read_rows(out)) == 3
+        result = invoke(*arguments(tiny, out))
+        assert f"({CELLS - 3} new rows, 3 kept)" in result.stdout
+        assert outcome(read_rows(out)) == outcome(finished)
+
+    def test_model_that_does_not_fit_is_told(self, tiny: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def load(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(sweep_run, "load_model", load)
+        refuse(*arguments(tiny, out), words=("the model does not fit into the memory", "--dtype"))
+        assert not out.exists()
+
+    @pytest.mark.parametrize("room", [0, 1], ids=["none", "one MiB"])
+    def test_room_for_prompts_changes_no_row(self, tiny: Path, out: Path, finished: list[Row], room: int) -> None:
+        result = invoke(*arguments(tiny, out, **{"prompt-memory": room}))
+        assert result.exit_code == 0, result.output
+        assert outcome(read_rows(out)) == outcome(finished)
+
     @pytest.mark.slow
     def test_killed_sweep_resumes_to_the_same_rows(self, tiny: Path, out: Path, finished: list[Row]) -> None:
         code = "from kvcompress.cli import main; main()"
@@ -205,6 +246,7 @@ class TestSweep:
             ({"lengths": 5}, ("needle_1", "length 5")),
             ({"modes": "aware"}, ("mode", "aware", "query_agnostic")),
             ({"samples": 0}, ("--samples",)),
+            ({"prompt-memory": -1}, ("--prompt-memory",)),
             ({"ray": True, "processes": 2}, ("--ray", "--processes")),
             ({"model": "./nowhere"}, ("--model", "nowhere")),
             ({"out": "."}, ("--out",)),
