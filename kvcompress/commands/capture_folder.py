@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-from kvcompress.analysis.summary.paths import data_name, sample_indices, summary_name
 from kvcompress.commands.failures import CommandError
 
 _DATA_FILES = "attention_data_sample_*.safetensors"
@@ -51,6 +50,8 @@ class OutputFolder:
 
     def clean_up(self) -> None:
         """Removes what a capture that failed has left beside its complete samples."""
+        from kvcompress.analysis.summary.paths import data_name
+
         complete = {data_name(index) for index in self._marks()}
         for file in self.path.glob(_DATA_FILES):
             if file.name not in self._data_before | complete:
@@ -59,6 +60,8 @@ class OutputFolder:
 
     def _marks(self) -> dict[int, tuple[int, int]]:
         """The complete samples, each with what tells its file from another of that name."""
+        from kvcompress.analysis.summary.paths import sample_indices, summary_name
+
         marks = {}
         for index in sample_indices(self.path):
             stat = (self.path / summary_name(index)).stat()

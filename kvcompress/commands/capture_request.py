@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvcompress.analysis.capture.raw import RawRequest
-from kvcompress.analysis.capture.settings import RecorderSettings
 from kvcompress.commands.capture_models import is_short_name
 from kvcompress.commands.choice import PolicyChoice
 from kvcompress.commands.failures import CommandError
 from kvcompress.commands.lists import indices
 from kvcompress.commands.runs import Settings
 from kvcompress.commands.texts import TextChoice
+
+if TYPE_CHECKING:
+    from kvcompress.analysis.capture.settings import RecorderSettings
 
 _CAKE = ("cake", "cake_reference")
 
@@ -143,6 +144,9 @@ def recorder_settings(
     Raises:
         CommandError: a list that cannot be read, or options of raw attention without ``--save-attention``.
     """
+    from kvcompress.analysis.capture.raw import RawRequest
+    from kvcompress.analysis.capture.settings import RecorderSettings
+
     options = {"--save-layers": layers, "--save-heads": heads, "--save-max-tokens": max_tokens}
     given = [name for name, value in options.items() if value is not None]
     if given and not save_attention:

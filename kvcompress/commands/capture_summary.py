@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from kvcompress.analysis.summary.paths import summary_name
 from kvcompress.commands.figures import three_digits
 from kvcompress.commands.summary import size
 
@@ -40,6 +39,8 @@ def as_json_line(captured: Captured) -> str:
 
 
 def _sample_json(captured: Captured, sample: CapturedSample) -> dict[str, Any]:
+    from kvcompress.analysis.summary.paths import summary_name
+
     summary, folder = sample.summary, captured.request.output_dir
     return {
         "sample": summary.sample,
@@ -58,6 +59,8 @@ def _sample_json(captured: Captured, sample: CapturedSample) -> dict[str, Any]:
 
 def show(captured: Captured, console: Console) -> None:
     """Prints what was written."""
+    from kvcompress.analysis.summary.paths import summary_name
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("sample", "prompt", "tokens", "events", "cache", "on disk", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)

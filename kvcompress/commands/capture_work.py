@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from kvcompress.analysis.capture.recorder import Recorder
-from kvcompress.analysis.summary.schema import Summary
 from kvcompress.commands import capture_summary
 from kvcompress.commands.capture_folder import OutputFolder
 from kvcompress.commands.capture_models import hub_id
@@ -27,6 +25,8 @@ from kvcompress.engine.cache import CompressedCache
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
+
+    from kvcompress.analysis.summary.schema import Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,8 @@ def _capture_all(
     folder: OutputFolder,
     done: list[CapturedSample],
 ) -> None:
+    from kvcompress.analysis.capture.recorder import Recorder
+
     limit = prompt_limit(loaded, request.max_length, request.settings.max_new_tokens)
     recorder = Recorder(
         loaded.model,

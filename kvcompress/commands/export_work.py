@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import typer
 
-from kvcompress.analysis.summary.export import Format, export_paths, export_sample
-from kvcompress.analysis.summary.reader import read_sample
 from kvcompress.commands.analyze_run import choose_samples
 from kvcompress.commands.capture_folder import check_writable
 from kvcompress.commands.failures import CommandError
 from kvcompress.commands.result_files import print_json
 from kvcompress.commands.summary import size
+
+if TYPE_CHECKING:
+    from kvcompress.analysis.summary.export import Format
 
 SCHEMA: Final = "kvcompress.export/1"
 _FORMATS: Final = ("npz", "csv", "pickle")
@@ -40,6 +41,9 @@ def run_export(request: Request) -> None:
             last nothing has been written.
         ValueError: a sample that is damaged, or has nothing of what the format is made of.
     """
+    from kvcompress.analysis.summary.export import export_paths, export_sample
+    from kvcompress.analysis.summary.reader import read_sample
+
     if request.form not in _FORMATS:
         raise CommandError(f"--format must be one of {', '.join(_FORMATS)}; got {request.form!r}")
     form, out = cast("Format", request.form), request.out or request.folder

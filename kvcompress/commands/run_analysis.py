@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kvcompress.analysis.analyzer import AttentionAnalyzer
-from kvcompress.analysis.metrics.capture_analysis import CaptureAnalysis, analysis_report
-from kvcompress.analysis.plots.jobs import Request as Pictures
-from kvcompress.analysis.plots.result_views import RESULT_VIEWS
-from kvcompress.analysis.report.write import FILE_NAME, write_report
-from kvcompress.analysis.summary.reader import read_sample
-from kvcompress.analysis.visualizer import AttentionVisualizer
 from kvcompress.commands import run_studies
 from kvcompress.commands.counting import counting
 from kvcompress.commands.result_files import write_json
@@ -21,6 +15,9 @@ from kvcompress.commands.run_outputs import RECOMMENDATIONS
 from kvcompress.commands.run_stages import Stages
 from kvcompress.commands.summary import size
 from kvcompress.errors import CompressionError
+
+if TYPE_CHECKING:
+    from kvcompress.analysis.plots.jobs import Request as Pictures
 
 _STUDIES = ("tucker", "similarity")
 
@@ -59,10 +56,15 @@ class Analysis:
     @property
     def page(self) -> Path:
         """The report that shows everything."""
+        from kvcompress.analysis.report.write import FILE_NAME
+
         return self.folder / FILE_NAME
 
     def planned(self, *, recommend: bool) -> list[Path]:
         """The files that :meth:`run` would write, but for results, which are used where they are there."""
+        from kvcompress.analysis.metrics.capture_analysis import CaptureAnalysis
+        from kvcompress.analysis.visualizer import AttentionVisualizer
+
         analysis, visualizer = CaptureAnalysis(self.folder), AttentionVisualizer(self.folder)
         files = [analysis.report_path(index) for index in self.samples]
         for index in self.samples:
@@ -93,6 +95,10 @@ class Analysis:
         self._report()
 
     def _metrics(self) -> None:
+        from kvcompress.analysis.analyzer import AttentionAnalyzer
+        from kvcompress.analysis.metrics.capture_analysis import CaptureAnalysis, analysis_report
+        from kvcompress.analysis.summary.reader import read_sample
+
         with self.stages.stage("metrics") as told:
             analyzer, paths = AttentionAnalyzer(self.folder), CaptureAnalysis(self.folder)
             for index in self.samples:
@@ -141,6 +147,8 @@ class Analysis:
         return ", ".join(map(str, made))
 
     def _plots(self) -> None:
+        from kvcompress.analysis.visualizer import AttentionVisualizer
+
         with self.stages.stage("plots") as told:
             visualizer, before = AttentionVisualizer(self.folder), len(self.written)
             planned = {index: visualizer.planned_files(self._pictures(), index) for index in self.samples}
@@ -156,14 +164,20 @@ class Analysis:
 
     def _unwanted(self, name: str) -> bool:
         """Whether a picture needs results that are not there, and whose absence has been told or was asked for."""
+        from kvcompress.analysis.plots.result_views import RESULT_VIEWS
+
         view = RESULT_VIEWS.get(name)
         return view is not None and not (self.folder / f"{view.results}.json").exists()
 
     def _report(self) -> None:
+        from kvcompress.analysis.report.write import write_report
+
         with self.stages.stage("report") as told:
             page = write_report(self.folder, samples=self.samples, force=self.force)
             self.written.append(page)
             told += [str(page), size(page.stat().st_size)]
 
     def _pictures(self) -> Pictures:
+        from kvcompress.analysis.plots.jobs import Request as Pictures
+
         return Pictures(names=None if self.focus is None else self.focus.pictures)

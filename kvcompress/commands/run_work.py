@@ -9,7 +9,6 @@ from typing import Any, Final
 import typer
 from rich.console import Console
 
-from kvcompress.analysis.summary.reader import list_samples, read_sample
 from kvcompress.commands import capture_summary
 from kvcompress.commands.capture_folder import check_writable
 from kvcompress.commands.capture_request import CaptureRequest
@@ -64,6 +63,8 @@ def run_all(request: RunRequest) -> None:
         ValueError: likewise, or a sample that cannot be analysed.
         KeyboardInterrupt: the user stopped it; finished stages stay on disk.
     """
+    from kvcompress.analysis.summary.reader import read_sample
+
     _check(request)
     stages = Stages(silent=request.as_json)
     captured = None if request.capture is None else _capture(request.capture, stages, silent=request.as_json)
@@ -111,6 +112,8 @@ def _capture(request: CaptureRequest, stages: Stages, *, silent: bool) -> Captur
 
 def _samples(folder: Path, captured: Captured | None) -> list[int]:
     """Numbers of the samples to analyse: those just captured, or all that are there."""
+    from kvcompress.analysis.summary.reader import list_samples, read_sample
+
     if captured is not None:
         return [sample.summary.sample for sample in captured.samples]
     found = list_samples(folder)
