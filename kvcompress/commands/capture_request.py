@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.commands.capture_models import is_short_name
 from kvcompress.commands.choice import PolicyChoice
 from kvcompress.commands.failures import CommandError
 from kvcompress.commands.lists import indices
+from kvcompress.commands.model_names import is_short_name
 from kvcompress.commands.runs import Settings
 from kvcompress.commands.texts import TextChoice
 
@@ -124,7 +124,7 @@ def policy_choice(
             raise CommandError(f"{names} must come with --compress; it is not given. Add it, or leave them out.")
         return None
     name = policy or "cake"
-    published = model if name in _CAKE and is_short_name(model) else None
+    published = model if name in _CAKE and model is not None and is_short_name(model) else None
     choice = PolicyChoice(name, parameters, preset=preset or published, seed=seed)
     choice.check()
     return choice

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from kvcompress.commands import capture_summary
 from kvcompress.commands.capture_folder import OutputFolder
-from kvcompress.commands.capture_models import hub_id
 from kvcompress.commands.capture_progress import CaptureProgress
 from kvcompress.commands.capture_prompts import make_prompt, prompt_limit
 from kvcompress.commands.capture_request import CaptureRequest
@@ -92,7 +91,7 @@ def capture_texts(request: CaptureRequest) -> Captured:
     try:
         place = choose_place(request.device, request.dtype)
         texts = None if _is_built_in(request) else request.texts.texts(None, embedded=False)
-        loaded = load_model(hub_id(request.model), place)
+        loaded = load_model(request.model, place)
         for message in loaded.warnings:
             warn(message)
         _check_raw(request, loaded)

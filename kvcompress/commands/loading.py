@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kvcompress.commands.failures import CommandError, first_line
+from kvcompress.commands.model_names import HUB_IDS, is_short_name
 
 EMBEDDED = "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +96,7 @@ def load_model(name: str | None, place: Place) -> LoadedModel:
     """Loads a decoder and its tokenizer. Only safetensors are read, and no code of a model is run.
 
     Args:
-        name: a folder, an id on the hub, or None for the embedded model.
+        name: a folder, an id on the hub, a short name of one, or None for the embedded model.
         place: where it shall run.
 
     Raises:
@@ -176,6 +177,8 @@ def _source(name: str | None) -> str:
         return str(MODEL_DIR)
     if not name.strip():
         raise CommandError("--model must be a folder with config.json, or a hub id; got nothing.")
+    if is_short_name(name):
+        return HUB_IDS[name]
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvcompress.commands.capture_models import hub_id
 from kvcompress.commands.failures import warn
 from kvcompress.commands.loading import EMBEDDED, LoadedModel, choose_place, load_model
 from kvcompress.commands.recommend_run import check_model
@@ -45,7 +44,7 @@ class ModelInHand:
             CommandError: it cannot be loaded, or is another than the sample's.
         """
         if self._loaded is None:
-            self._loaded = load_model(hub_id(self._name), choose_place(self._device, self._dtype))
+            self._loaded = load_model(self._name, choose_place(self._device, self._dtype))
             for message in self._loaded.warnings:
                 warn(message)
             check_model(self._loaded, self.sample)

@@ -20,8 +20,10 @@ from kvcompress.analysis.summary import writer
 from kvcompress.analysis.summary.reader import list_samples, read_sample
 from kvcompress.cli import app
 from kvcompress.commands import capture_work
-from kvcompress.commands.capture_models import HUB_IDS, hub_id
 from kvcompress.commands.capture_request import policy_choice
+from kvcompress.commands.failures import CommandError
+from kvcompress.commands.loading import Place, load_model
+from kvcompress.commands.model_names import HUB_IDS
 from kvcompress.presets import PRESETS, preset
 from tests.kvcompress.commands.test_bad_input import refuse
 from tests.source_tree import ROOT
@@ -356,11 +358,20 @@ class TestModels:
 
     def test_what_is_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert hub_id("qwen2.5-7b-instruct") == "Qwen/Qwen2.5-7B-Instruct"
-        assert hub_id("some/other") == "some/other"
-        assert hub_id(None) is None
-        (tmp_path / "qwen2.5-7b-instruct").mkdir()
-        assert hub_id("qwen2.5-7b-instruct") == "qwen2.5-7b-instruct"  # a folder goes first
+        asked: list[str] = []
+
+        def noted(source: str, **_: object) -> None:
+            asked.append(source)
+            raise OSError("offline")
+
+        monkeypatch.setattr("kvcompress.commands.loading.AutoConfig.from_pretrained", noted)
+        place = Place(device=torch.device("cpu"), dtype=None)
+        (tmp_path / "llama2-7b-chat-4k").mkdir()
+        (tmp_path / "llama2-7b-chat-4k" / "config.json").touch()
+        for name in ("qwen2.5-7b-instruct", "some/other", "llama2-7b-chat-4k"):  # a folder goes first
+            with pytest.raises(CommandError):
+                load_model(name, place)
+        assert asked == ["Qwen/Qwen2.5-7B-Instruct", "some/other", "llama2-7b-chat-4k"]
 
     @pytest.mark.parametrize("name", HUB_IDS)
     def test_short_names_bring_their_preset_along(self, name: str) -> None:

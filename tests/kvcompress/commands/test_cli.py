@@ -16,13 +16,20 @@ from kvcompress.policies.registry import POLICIES
 from kvcompress.presets import PRESETS
 from tests.source_tree import ROOT
 
+COMMANDS = (
+    *("generate", "demo", "policies"),
+    *("run", "capture", "samples", "analyze", "generation", "plot", "report", "export"),
+    *("recommend", "tucker", "similarity", "prune"),
+)
+
 
 @pytest.mark.parametrize("arguments", [["--help"], []])
 def test_help_lists_the_commands(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
-    for name in ("generate", "demo", "policies"):
-        assert name in result.stdout
+    first_words = [line.strip("│ ").split()[:1] for line in result.stdout.splitlines()]
+    for name in (*COMMANDS, "bench"):
+        assert [name] in first_words
 
 
 def test_version() -> None:
@@ -40,16 +47,18 @@ def test_help_imports_nothing_heavy() -> None:
         f"package.__path__ = [{str(ROOT / 'kvcompress')!r}]\n"
         "sys.modules['kvcompress'] = package\n"
         "from kvcompress.cli import app\n"
-        "try:\n"
-        "    app(['generate', '--help'])\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        f"for command in {COMMANDS!r}:\n"
+        "    try:\n"
+        "        app([command, '--help'])\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'plotly', 'safetensors'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--compression-ratio" in done.stdout
+    for option in ("--compression-ratio", "--save-attention", "--analysis-focus", "--format"):
+        assert option in done.stdout
 
 
 def test_policies_are_listed_with_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +81,12 @@ class TestErrors:
             (CacheStateError("the cache was used wrongly"), 2, "the cache was used wrongly"),
             (ValueError("x must be 1; got 2"), 2, "x must be 1; got 2"),
             (TypeError("x must be a number"), 2, "x must be a number"),
+            (FileNotFoundError(2, "No such file or directory", "some/file"), 2, "some/file: No such file or directory"),
+            (OSError(28, "No space left on device"), 2, "No space left on device"),
+            (FileExistsError("plot.png is there already"), 2, "plot.png is there already"),
             (MemoryError(), 1, "memory is too small"),
         ],
-        ids=["command", "engine", "value", "type", "memory"],
+        ids=["command", "engine", "value", "type", "file", "disk", "own file error", "memory"],
     )
     def test_becomes_one_line(
         self, error: Exception, code: int, words: str, capsys: pytest.CaptureFixture[str]

@@ -16,11 +16,6 @@ HUB_IDS: Final[Mapping[str, str]] = {
 }
 
 
-def hub_id(model: str | None) -> str | None:
-    """What to load for ``--model``: the hub's id of a short name, and everything else as it is."""
-    return HUB_IDS[model] if model is not None and is_short_name(model) else model
-
-
-def is_short_name(model: str | None) -> bool:
-    """Whether ``--model`` is a short name; a folder of that name goes first."""
-    return model is not None and model in HUB_IDS and not Path(model).is_dir()
+def is_short_name(model: str) -> bool:
+    """Whether what was given to ``--model`` is a short name; a folder of that name goes first."""
+    return model in HUB_IDS and not Path(model).is_dir()
