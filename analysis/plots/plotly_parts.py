@@ -12,7 +12,7 @@ from kvcompress.analysis.plots.bins import Floats
 
 KEYS: Final = "key position (token)"
 QUERIES: Final = "query position (token)"
-_DECADES: Final = 4
+_DECADES: Final = 5
 _BAR: Final = {
     "title": {"text": "probability<br>per key token"},
     "tickvals": list(range(-12, 1)),
@@ -26,7 +26,7 @@ def colour_axis(limits: dict[str, float]) -> dict[str, Any]:
 
 
 def colour_limits(maps: Sequence[Floats]) -> dict[str, float]:
-    """Colours from the largest probability down over four decades at most."""
+    """Colours from the largest probability down over five decades at most."""
     known = np.concatenate([logarithm[np.isfinite(logarithm)] for logarithm in map(logarithm_of, maps)])
     if not len(known):
         return {"cmin": -_DECADES, "cmax": 0}

@@ -129,7 +129,8 @@ def token_label(sample: Sample, position: int) -> str:
 def _peaks(mean: Floats) -> tuple[Floats, Whole, str]:
     """The tokens' values, or, of very many, the largest of each range, so that none is too thin to be seen."""
     _, edges = bin_edges(len(mean), min(_MOST_COLUMNS, len(mean)))
-    note = "" if len(mean) <= _MOST_COLUMNS else f" (largest of each {round(len(mean) / _MOST_COLUMNS)} or so tokens)"
+    widest = int(np.diff(edges).max())
+    note = "" if widest == 1 else f" (largest of up to {widest} tokens each)"
     return np.maximum.reduceat(np.nan_to_num(mean), edges[:-1]), edges, note
 
 

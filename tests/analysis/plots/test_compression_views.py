@@ -171,7 +171,7 @@ class TestTokens:
     def test_of_many_tokens_the_peaks_are_shown(self, tmp_path: Path) -> None:
         sample = write_sample(tmp_path, prompt=900, generated=1, layers=1, compressed=False)
         figure = tokens.token_position_importance(sample)
-        (profile,) = panel(figure, "By position, mean over layers (largest of each 2 or so tokens)").patches
+        (profile,) = panel(figure, "By position, mean over layers (largest of up to 3 tokens each)").patches
         values, edges, _ = profile.get_data()
         paid = stored(sample, "token.influence")[0]
         wanted = [paid[first:last].max() for first, last in pairwise(edges)]

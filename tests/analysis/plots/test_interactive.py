@@ -116,7 +116,7 @@ class TestSurface:
         figure = surface(compressed, 1, 0, 0)
         (drawn,) = figure.data
         values = attention_map(compressed, 1, 0, 0).values
-        assert_shown(np.where(values > 0, drawn.z, np.nan), np.maximum(values, np.nanmax(values) / 1e4))
+        assert_shown(np.where(values > 0, drawn.z, np.nan), np.maximum(values, np.nanmax(values) / 1e5))
         assert np.isnan(drawn.z[0, 1:]).all()  # the future of the first query
         assert figure.layout.scene.zaxis.title.text == "attention probability per key token"
 
