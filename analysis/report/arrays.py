@@ -87,7 +87,7 @@ class Arrays:
         notes: what was thinned, in sentences.
         mass_events: events whose mass per token is in the page.
         heatmap_events: events whose map of queries by keys is in the page.
-        cut_events: prefill events whose lowest kept scores are in the page.
+        last_prefill: number of the last prefill event, whose lowest kept scores are in the page; None without one.
     """
 
     def __init__(self, sample: Sample, events: PageEvents, limits: Limits, room: int) -> None:
@@ -96,7 +96,7 @@ class Arrays:
         self.notes: list[str] = []
         self.mass_events: list[int] = []
         self.heatmap_events: list[int] = []
-        self.cut_events: list[int] = []
+        self.last_prefill: int | None = None
         self._sample, self._events, self._limits, self._room = sample, events, limits, room
 
     def add_all(self) -> None:
@@ -164,18 +164,19 @@ class Arrays:
         self.encoded["evictions"] = encode_integers(np.add.reduceat(counts, [0, *np.add(self._events.page[:-1], 1)]))
 
     def _add_cuts(self, evicted_event: Array, evicted_stage: Array) -> None:
-        score, tokens = self._array("compression.score"), self._array("event.tokens")
-        kinds = self._sample.kinds.tolist()
-        sinks = (self._sample.summary.policy or {}).get("sink_tokens", 0)
-        self.cut_events = [event for event in self._events.page if kinds[event] == PREFILL]
-        cuts = [
-            lowest_kept(
-                score, evicted_event, evicted_stage, event=event, tokens=int(tokens[event]), sink_tokens=int(sinks)
-            )
-            for event in self.cut_events
-        ]
-        if cuts:
-            self.encoded["cuts"] = encode_floats(np.stack(cuts))
+        prefills = [event for event, kind in enumerate(self._sample.kinds.tolist()) if kind == PREFILL]
+        if not prefills:
+            return
+        self.last_prefill = prefills[-1]
+        cuts = lowest_kept(
+            self._array("compression.score"),
+            evicted_event,
+            evicted_stage,
+            event=self.last_prefill,
+            tokens=int(self._array("event.tokens")[self.last_prefill]),
+            sink_tokens=int((self._sample.summary.policy or {}).get("sink_tokens", 0)),
+        )
+        self.encoded["cuts"] = encode_exact(cuts)
 
     def _add_heatmaps(self) -> None:
         events = self._array("heatmap.event").tolist()

@@ -12,13 +12,16 @@ OWN_PREFILL, CASCADE, DECODE = 1, 2, 3  # values of compression.evicted_stage
 def lowest_kept(
     score: Array, evicted_event: Array, evicted_stage: Array, *, event: int, tokens: int, sink_tokens: int
 ) -> Array:
-    """Returns the lowest score that each head kept in a prefill.
+    """Returns the lowest score that each head kept in the last prefill.
+
+    Every prefill scores what is held anew, and a capture has each token's latest score. So only the last prefill can be
+    looked at: what earlier ones kept has other scores since.
 
     Args:
         score: float ``[layers, kv_heads, all tokens]``, NaN where a token was not scored.
         evicted_event: int64, same shape; -1 where the token is held in the end.
         evicted_stage: int64, same shape.
-        event: number of the prefill event.
+        event: number of the last prefill event.
         tokens: tokens seen after it.
         sink_tokens: first tokens, which the policy keeps whatever their score.
 

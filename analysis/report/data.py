@@ -47,7 +47,7 @@ def sample_data(sample: Sample, limits: Limits | None = None, *, samples: int = 
         "statisticsEvents": events.statistics,
         "profileEvents": events.profiles,
         "heatmapEvents": arrays.heatmap_events,
-        "cutEvents": arrays.cut_events,
+        "lastPrefill": arrays.last_prefill,
         "codings": arrays.codings,
         "notes": arrays.notes,
     }

@@ -1,7 +1,6 @@
 /* Why a head holds a token or has evicted it: a sentence with the numbers that decided. */
 const Fate = (() => {
   const NAMES = ["held", "evicted in prefill", "evicted by the cascade", "evicted while decoding"];
-  const ROUNDING = 0.06; // of a score in 8 bits, relative, at most
   const SHORT = ["held", "prefill", "cascade", "decode"];
   const short = (code) => (code < 0 ? "later" : SHORT[code]);
   const name = (code) => (code < 0 ? "not there yet" : NAMES[code]);
@@ -14,22 +13,28 @@ const Fate = (() => {
     return (rounded ? "≈ " : "") + Format.number(value);
   }
 
-  /* The lowest score that a head kept in a prefill: after its own eviction (1), or after the cascade (2). */
-  function cut(sample, number, layer, kvHead, stage) {
-    const at = sample.cutEvents.indexOf(number);
-    return at < 0 || !sample.has("cuts") ? NaN : sample.tensors.cuts.at(at, layer, kvHead, stage - 1);
+  /* The lowest score that a head kept in the last prefill: after its own eviction (1), or after the cascade (2). */
+  function cut(sample, layer, kvHead, stage) {
+    return sample.has("cuts") ? sample.tensors.cuts.at(layer, kvHead, stage - 1) : NaN;
   }
 
-  /* The place of a score among those that a head gave, 1 for the best. */
-  function rank(sample, layer, kvHead, value, tokens) {
+  /* The place of a score among those that a head gave in the last prefill, 1 for the best. */
+  function rank(sample, layer, kvHead, value) {
     let [better, scored] = [0, 0];
-    for (let token = 0; token < tokens; token++) {
+    for (let token = 0; token < sample.tokenCount; token++) {
       const other = score(sample, layer, kvHead, token);
-      if (!Number.isFinite(other)) continue;
+      if (!Number.isFinite(other) || !scoredLast(sample, layer, kvHead, token)) continue;
       scored += 1;
       if (other > value) better += 1;
     }
-    return { place: better + 1, of: scored };
+    return `rank ${Format.whole(better + 1)} of ${Format.whole(scored)}`;
+  }
+
+  /* Whether a token was still there in the last prefill. Each prefill scores anew, and the capture has the last scores:
+     those of tokens that an earlier prefill evicted cannot be compared with what it kept. */
+  function scoredLast(sample, layer, kvHead, token) {
+    const evicted = sample.evictedEvent(layer, kvHead, token);
+    return evicted < 0 || evicted >= sample.lastPrefill;
   }
 
   function budget(sample, layer) {
@@ -44,35 +49,22 @@ const Fate = (() => {
     return event < 0 ? null : event;
   }
 
-  /* The last prefill of the page up to an event's number: the one whose scores decided what is held. */
-  const scoring = (sample, number) =>
-    Sample.nearest(
-      sample.cutEvents.filter((event) => event <= number),
-      number,
-    );
-
-  function compared(sample, layer, kvHead, token, number, stage) {
-    const value = score(sample, layer, kvHead, token);
-    const lowest = cut(sample, number, layer, kvHead, stage);
-    const tokens = sample.seen(Math.max(0, sample.events.number.indexOf(number)));
-    const ranked = rank(sample, layer, kvHead, value, tokens);
-    return { value, lowest, place: `rank ${Format.whole(ranked.place)} of ${Format.whole(ranked.of)}` };
-  }
-
   function whyHeld(sample, layer, kvHead, token, event) {
     if (!sample.compressed) return "No policy: the full cache holds every token.";
     if (!sample.knowsEvictions) return "Evictions did not fit into this page.";
     if (sample.tensors["compression.budget"].at(layer) < 0) return "This layer is not compressed.";
     if (token < sample.sinks) return `One of the first ${sample.sinks} tokens (sinks), which the policy never evicts.`;
     if (token >= sample.promptTokens) return "Came after the prompt, and has not been evicted since.";
-    const number = scoring(sample, sample.number(event));
-    const { value, lowest, place } =
-      number === null ? { value: NaN } : compared(sample, layer, kvHead, token, number, 2);
+    const value = score(sample, layer, kvHead, token);
+    if (sample.number(event) < sample.lastPrefill) {
+      return `Kept. The capture has the scores of the last prefill alone, which is event ${sample.lastPrefill}.`;
+    }
     if (!Number.isFinite(value)) {
       return token >= sample.promptTokens - sample.window
         ? `Among the prompt's last ${sample.window} tokens (the observation window), kept without a score.`
         : "Kept without a score.";
     }
+    const lowest = cut(sample, layer, kvHead, 2);
     if (!Number.isFinite(lowest)) return `Score ${scoreText(sample, value)}; this head evicted nothing in the prefill.`;
     const beside =
       value > lowest
@@ -80,6 +72,7 @@ const Fate = (() => {
         : value === lowest
           ? "the lowest that was kept"
           : `the lowest kept is ${Format.number(lowest)}`;
+    const place = rank(sample, layer, kvHead, value);
     return `Score ${scoreText(sample, value)}, ${beside} (${place}${budget(sample, layer)}).`;
   }
 
@@ -92,27 +85,27 @@ const Fate = (() => {
       const rule = sample.policy.decode ? `decode rule (${sample.policy.decode})` : "decode rule";
       return `${when}, while decoding: a new token needed a place; the policy's ${rule} gave it this one's.${before}`;
     }
-    const { lowest, place } = compared(sample, layer, kvHead, token, number, stage);
     const cause =
       stage === 1
         ? `${when}, in its layer's prefill`
         : `${when}, by the cascade: later layers took part of this layer's budget`;
     if (!Number.isFinite(value)) return `${cause}; it had no score.`;
-    if (!Number.isFinite(lowest)) return `${cause}: score ${scoreText(sample, value)}; no scored token was kept.`;
-    const beside = besideCut(sample, value, lowest);
-    return `${cause}: score ${scoreText(sample, value)}, ${beside} (${place}${budget(sample, layer)}).`;
+    const scored = `${cause}: score ${scoreText(sample, value)}`;
+    if (number < sample.lastPrefill) return `${scored}. What was kept then has been scored anew since.`;
+    const lowest = cut(sample, layer, kvHead, stage);
+    if (!Number.isFinite(lowest)) return `${scored}; no scored token was kept.`;
+    const place = rank(sample, layer, kvHead, value);
+    return `${scored}, ${besideCut(sample, value, lowest)} (${place}${budget(sample, layer)}).`;
   }
 
-  /* How an evicted token's score stands to the head's lowest kept one: not below only by rounding or a new scoring. */
+  /* How an evicted token's score stands to the head's lowest kept one: not below it only by a tie or by rounding. */
   function besideCut(sample, value, lowest) {
     const cutText = Format.number(lowest);
     if (sample.averaged("compression.score")) return `a mean over the layer's heads; this head's cut is ${cutText}`;
     if (value < lowest) return `below the head's cut ${cutText}`;
-    if (value === lowest) return "equal to the head's cut: another token of that score was kept";
-    const near = value - lowest < ROUNDING * Math.abs(lowest);
-    return near && sample.codings["compression.score"] !== "exact"
-      ? `at the head's cut ${cutText}, as far as the page's rounding tells`
-      : `given when its block came in; scored anew at this event, it fell below the cut ${cutText}`;
+    return value === lowest
+      ? "equal to the head's cut: another token of that score was kept"
+      : `the head's cut being ${cutText}, as far as the page's rounding tells`;
   }
 
   /* {code, name, why, score, cut} of a token in a kv head after an event. */
@@ -126,10 +119,9 @@ const Fate = (() => {
     }
     const why =
       code === 0 ? whyHeld(sample, layer, kvHead, token, event) : whyEvicted(sample, layer, kvHead, token, code);
-    const number =
-      code === 1 || code === 2 ? sample.evictedEvent(layer, kvHead, token) : scoring(sample, sample.number(event));
-    const lowest =
-      number === null || !Number.isFinite(value) ? NaN : cut(sample, number, layer, kvHead, code === 1 ? 1 : 2);
+    const comparable = Number.isFinite(value) && sample.number(event) >= sample.lastPrefill;
+    const known = comparable && scoredLast(sample, layer, kvHead, token);
+    const lowest = known ? cut(sample, layer, kvHead, code === 1 ? 1 : 2) : NaN;
     return { code, name: name(code), why, score: value, cut: lowest };
   }
 

@@ -1,12 +1,21 @@
 """The lowest scores kept, and evictions counted, against plain loops."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from kvcompress import Cake, CompressedCache, Policy, SnapKV
+from kvcompress.analysis.capture.recorder import Recorder
 from kvcompress.analysis.report.cuts import count_evictions, lowest_kept
+from kvcompress.analysis.report.data import sample_data
 from kvcompress.analysis.report.encoding import Array
+from kvcompress.analysis.summary.reader import read_sample
+from tests.analysis.report.unpacking import unpack
+from tests.kvcompress.engine.architectures import shared_model
+from tests.kvcompress.engine.helpers import prompt
 
 
 def made_up(seed: int, layers: int = 3, heads: int = 2, tokens: int = 20) -> tuple[Array, Array, Array]:
@@ -68,3 +77,27 @@ def test_evictions_are_counted_by_event_layer_and_stage() -> None:
                 wanted = int(((event[layer] == number) & (stage[layer] == code)).sum())
                 assert got[number, layer, code - 1] == wanted
     assert int(torch.from_numpy(got).sum()) == int((event >= 0).sum())
+
+
+@pytest.mark.parametrize("policy", [SnapKV(cache_size=20, window_size=4), Cake(cache_size=20, window_size=4)])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_cut_separates_what_the_engine_kept_from_what_it_evicted(tmp_path: Path, policy: Policy, blocks: int) -> None:
+    model, ids = shared_model("llama"), prompt(90)
+    cache = CompressedCache(model, policy)
+    with Recorder(model, tmp_path), torch.inference_mode():
+        for block in ids.chunk(blocks, dim=1):
+            model(block, past_key_values=cache)
+    sample = read_sample(tmp_path)
+    data = sample_data(sample)
+    last, cuts = data["lastPrefill"], unpack(data["arrays"]["cuts"])
+    assert last == blocks - 1
+    score = sample.tensor("compression.score").double().numpy()
+    event, stage = (sample.tensor(f"compression.evicted_{name}").numpy() for name in ("event", "stage"))
+    scored = np.isfinite(score)
+    for code in (1, 2):
+        evicted = scored & (event == last) & (stage == code)
+        kept = scored & ((event < 0) | (event > last) | ((event == last) & (stage > code)))
+        cut = np.broadcast_to(cuts[..., code - 1, None], score.shape)
+        assert evicted.any() or code == 2
+        assert (score[evicted] <= cut[evicted]).all()
+        assert (score[kept] >= cut[kept])[np.isfinite(cut[kept])].all()
