@@ -38,11 +38,9 @@ NEED_GPU = @$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_availabl
   "make $@: there is no CUDA device here (torch.cuda.is_available() is False)")'
 GPU_TESTS = $(shell grep -rlE --include='test_*.py' 'mark\.gpu' tests)
 
-# Tests of the engine that also run on the interpreted kernels, which takes each a hundred times as long: models with
-# softcap, sinks, sliding windows; rows of different length; several blocks, padding, resets, copies, the cascade.
-ON_KERNELS = not compile and not capture and not graph and not short_prompts and not batch_operations and \
-  ((gemma3 and cake-ema) or (mistral-sliding and adakv) or (llama and h2o) or \
-  (row_of_a_padded and (gpt-oss-cake-small or gemma2-cake-small)))
+# Tests of the engine that also run on the interpreted kernels, which takes each a hundred times as long: one or more of
+# every file, listed in the file named here.
+ON_KERNELS = $(shell sed -n 's/^  *\(test_[^ ]*\)$$/\1/p' tests/kernels/engine_on_kernels.txt | paste -sd'|' - | sed 's/|/ or /g')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -93,7 +93,7 @@ def compact(
     """
     table = _plan_on(keys.device, plan)
     arrays = _compact(keys, values, positions, scores, table, chosen, sum(plan.lengths), max(plan.lengths, default=0))
-    return Packed(Slots(*arrays), table[0])
+    return Packed(Slots(*arrays), table[0].clone())  # not a view, which would keep the whole plan as long as the store
 
 
 def _plan_on(device: torch.device, plan: RowPlan) -> torch.Tensor:

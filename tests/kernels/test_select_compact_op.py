@@ -73,6 +73,13 @@ def test_operators_on_the_cpu_are_the_references() -> None:
         assert torch.equal(got, want)
 
 
+def test_packed_arrays_hold_nothing_else_in_memory() -> None:
+    """A cache counts the bytes of its storages: none may be a view of something larger, such as the plan."""
+    packed = compact(*prompt(), PLAN)
+    for array in (*packed.slots, packed.row_offsets):
+        assert array.untyped_storage().nbytes() == array.numel() * array.itemsize
+
+
 def prompt_of(seed: int) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(seed)
     return prompt()
