@@ -178,15 +178,20 @@ def main(
     trials: Annotated[Path, typer.Option(help="File of finished trials; an interrupted run goes on from it.")],
     documents: Annotated[int, typer.Option(help="Documents per task, size and rule.", min=2)] = 100,
     sizes: Annotated[str, typer.Option(help="Cache sizes, with commas.")] = ",".join(map(str, CACHE_SIZES)),
+    tasks: Annotated[str, typer.Option(help="Which, with commas.")] = ",".join(TASKS),
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "decode_rules.json",
 ) -> None:
     """Measure which decode rule loses least over a long decode."""
     one_thread()
     made_in = environment()
+    chosen = tasks.split(",")
+    if not set(chosen) <= set(TASKS):
+        typer.echo(f"decode_rules: --tasks must be among {', '.join(TASKS)}; got {tasks!r}", err=True)
+        raise typer.Exit(2)
     bench = Bench(load_testbed()[0], trials)
     wanted = tuple(int(size) for size in sizes.split(","))
     found: list[Trial] = []
-    for start, task in product(range(0, documents, _BATCH), TASKS):
+    for start, task in product(range(0, documents, _BATCH), chosen):
         found += bench.run(task, range(start, min(start + _BATCH, documents)), wanted)
         typer.echo(f"{task}, documents from {start}")
     write_results(results(summarise(found), made_in=made_in, schema=SCHEMA, notes=_NOTES), out)

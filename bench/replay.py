@@ -68,7 +68,7 @@ class Prefill:
         """Bytes of the tensors held."""
         tensors = {id(self.logits): self.logits}
         for block in self.blocks:
-            held = [block.key, block.value]
+            held: list[Any] = [block.key, block.value]
             if block.attended is not None:
                 held += [block.attended.query, block.attended.mask, block.attended.log_sum_exp]
             tensors |= {id(tensor): tensor for tensor in held if isinstance(tensor, torch.Tensor)}

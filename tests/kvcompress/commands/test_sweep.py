@@ -18,6 +18,7 @@ from kvcompress.bench.sweep import runner
 from kvcompress.bench.sweep.row import Row, to_line
 from kvcompress.bench.sweep.rows_file import read_rows
 from kvcompress.bench.sweep.runner import Runner
+from kvcompress.bench.tasks.run import run_samples
 from kvcompress.cli import app
 from kvcompress.commands import sweep_run
 from tests.bench.sweep.rows import make_row, sweep_rows
@@ -156,7 +157,7 @@ class TestSweep:
     def test_cell_that_does_not_fit_ends_the_sweep_and_loses_no_row(
         self, tiny: Path, out: Path, finished: list[Row], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real: Callable[..., Any] = runner.run_samples
+        real: Callable[..., Any] = run_samples
         cells: list[object] = []
 
         def run(*given: Any, **options: Any) -> Any:
