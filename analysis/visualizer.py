@@ -10,11 +10,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from kvcompress.analysis.plots.heatmaps import attention_heatmap
-from kvcompress.analysis.plots.interactive import interactive_attention, surface
+from kvcompress.analysis.plots.interactive import interactive_attention
 from kvcompress.analysis.plots.jobs import Job, Request, check_request, not_drawn, result_jobs, sample_jobs
 from kvcompress.analysis.plots.problems import NothingToDrawError
 from kvcompress.analysis.plots.registry import UserPlotWarning
 from kvcompress.analysis.plots.saving import refuse_existing, save_html, save_png
+from kvcompress.analysis.plots.surface import surface
 from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.reader import Sample, list_samples, read_sample
 
@@ -77,7 +78,7 @@ class AttentionVisualizer:
         return attention_heatmap(self.sample, layer_idx, step_idx, head_idx)
 
     def plot_3d_attention(self, layer_idx: int, step_idx: int = 0, head_idx: int | None = None) -> Any:
-        """A plotly surface; see :func:`kvcompress.analysis.plots.interactive.surface`.
+        """A plotly surface; see :func:`kvcompress.analysis.plots.surface.surface`.
 
         Raises:
             ValueError: there is no such layer, step or head.
