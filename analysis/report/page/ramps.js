@@ -37,7 +37,7 @@ const Ramps = (() => {
   function prepare() {
     const mixed = Array.from({ length: 256 }, (_, step) => mix(stops(), step / 255));
     table = mixed.map(css);
-    inks = mixed.map((rgb) => (luminance(rgb) > 0.22 ? "#10141c" : "#f7f8fa"));
+    inks = mixed.map((rgb) => (luminance(rgb) > 0.186 ? "#10141c" : "#f7f8fa"));
   }
 
   const step = (share) => Math.max(0, Math.min(255, Math.round(255 * share)));
