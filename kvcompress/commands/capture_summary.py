@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvcompress.commands.figures import three_digits
+from kvcompress.commands.model_names import shown_name
 from kvcompress.commands.summary import size
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def as_json(captured: Captured) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "folder": str(captured.request.output_dir),
-        "model": captured.request.model or captured.loaded.name,
+        "model": shown_name(captured.loaded.name),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "samples": [_sample_json(captured, sample) for sample in captured.samples],

@@ -18,6 +18,7 @@ from kvcompress.commands.capture_request import CaptureRequest
 from kvcompress.commands.failures import CommandError, warn
 from kvcompress.commands.generation import uncompressed_warnings
 from kvcompress.commands.loading import LoadedModel, choose_place, load_model
+from kvcompress.commands.model_names import shown_name
 from kvcompress.commands.runs import full_cache, full_cache_bytes, run_model
 from kvcompress.commands.summary import size
 from kvcompress.engine.cache import CompressedCache
@@ -119,7 +120,7 @@ def _capture_all(
         loaded.model,
         request.output_dir,
         tokenizer=loaded.tokenizer,
-        name=request.model or loaded.name,
+        name=shown_name(loaded.name),
         settings=request.recorder,
         force=request.force,
     )

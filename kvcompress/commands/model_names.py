@@ -19,3 +19,9 @@ HUB_IDS: Final[Mapping[str, str]] = {
 def is_short_name(model: str) -> bool:
     """Whether what was given to ``--model`` is a short name; a folder of that name goes first."""
     return model in HUB_IDS and not Path(model).is_dir()
+
+
+def shown_name(model: str) -> str:
+    """What files call a model: not where on this machine it lies."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model

@@ -71,11 +71,12 @@ def files(folder: Path) -> list[str]:
 
 
 class TestWhatIsWritten:
-    def test_the_full_cache_unless_told_otherwise(self, basic: tuple[object, ...], out: Path) -> None:
+    def test_the_full_cache_unless_told_otherwise(self, basic: tuple[object, ...], tiny: Path, out: Path) -> None:
         told = run_json(*basic)
         assert files(out) == ["attention_data_sample_0.safetensors", "attention_summary_sample_0.json"]
         sample = read_sample(out)
         assert not sample.compressed
+        assert (told["model"], sample.summary.model.name) == (tiny.name, tiny.name)  # not where it lies
         # the last token generated is not fed back
         assert (sample.summary.prompt_tokens, sample.token_count) == (PROMPT_TOKENS, PROMPT_TOKENS + NEW - 1)
         assert sample.kinds.tolist() == [0] + [1] * (NEW - 1)
