@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-_WORD_START: Final = "\u2581"  # of SentencePiece
+_WORD_STARTS: Final = ("\u2581", "\u0120")  # of SentencePiece, and of byte-level BPE
 _NOT_TEXT: Final = "\ufffd"
 
 
@@ -24,8 +24,8 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
         decoded = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
         if not decoded or _NOT_TEXT in decoded:
             return name
-        if name.startswith(_WORD_START) and not decoded.startswith(" "):
-            return " " + decoded  # decoding a text alone drops the space before its first word
-        return decoded
+        if name.startswith(_WORD_STARTS) and not decoded.startswith(" "):
+            decoded = " " + decoded  # decoding a text alone may drop the space before its first word
+        return decoded.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
 
     return tuple(text(int(token_id)) for token_id in ids)

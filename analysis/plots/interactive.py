@@ -74,6 +74,12 @@ def interactive_attention(sample: Sample, layer: int, step: int = 0, head: int |
     return figure
 
 
+def layers_with_pages(sample: Sample) -> list[int]:
+    """Layers that need a view of their own: the first alone where its view has all of them."""
+    layers = layer_numbers(sample)
+    return layers[:1] if _choice(sample, layers[0], 0, None).layers == layers else layers
+
+
 def _choice(sample: Sample, layer: int, step: int, head: int | None) -> Choice:
     layer_place(sample, layer)
     step, head = checked_step(sample, step), checked_head(sample, head)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kvcompress.analysis.plots.catalogue import Place
-from kvcompress.analysis.plots.interactive import interactive_attention
+from kvcompress.analysis.plots.interactive import interactive_attention, layers_with_pages
+from kvcompress.analysis.plots.stored import layer_numbers
 from kvcompress.analysis.plots.surface import surface
 from kvcompress.analysis.summary.reader import Sample
 
@@ -19,11 +20,13 @@ class InteractiveView:
     Attributes:
         file: its name below the output folder, with ``{sample}`` and ``{layer}``.
         draw: makes the plotly figure.
+        layers: which layers a sample has pages of, unless one is asked for.
         always: whether it belongs to the comprehensive report, or is made on request.
     """
 
     file: str
     draw: Callable[[Sample, Place], Any]
+    layers: Callable[[Sample], list[int]]
     always: bool
 
 
@@ -31,11 +34,13 @@ INTERACTIVE_VIEWS: Final[Mapping[str, InteractiveView]] = {
     "interactive_attention": InteractiveView(
         file="plots/interactive_attention_layer_{layer}_sample_{sample}.html",
         draw=lambda sample, at: interactive_attention(sample, at.layer, at.step, at.head),
+        layers=layers_with_pages,
         always=True,
     ),
     "attention_surface": InteractiveView(
         file="plots/attention_surface_layer_{layer}_sample_{sample}.html",
         draw=lambda sample, at: surface(sample, at.layer, at.step, at.head),
+        layers=layer_numbers,
         always=False,
     ),
 }

@@ -88,7 +88,7 @@ def sample_jobs(sample: Sample, request: Request, folder: Path) -> Iterator[Job]
             yield Job(name=name, path=path, draw=partial(view.draw, sample, place))
     for name, page in INTERACTIVE_VIEWS.items():
         if _wanted(name, request, always=page.always):
-            for layer in chosen_layers(layer_numbers(sample), request):
+            for layer in chosen_layers(page.layers(sample), request):
                 place = Place(layer=layer, step=request.step or 0, head=request.head)
                 path = _path(folder, page.file, sample.index, place)
                 yield Job(name=name, path=path, draw=partial(page.draw, sample, place))

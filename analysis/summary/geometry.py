@@ -9,6 +9,7 @@ import torch
 from kvcompress.analysis.summary.schema import (
     COMPRESSION_TENSORS,
     OPTIONAL_PREFIXES,
+    RAW_ATTENTION,
     REQUIRED_TENSORS,
     Shape,
     Summary,
@@ -37,9 +38,18 @@ def faults(summary: Summary) -> list[str]:
     for name, info in summary.tensors.items():
         if name in expected:
             found += _compare(name, info, *expected[name], sizes)
+        elif name.startswith(RAW_ATTENTION + "."):
+            found += _raw_attention_faults(name, info, summary)
         elif not name.startswith(OPTIONAL_PREFIXES):
             found.append(f"{name} is no tensor of this schema")
     return found
+
+
+def _raw_attention_faults(name: str, info: TensorInfo, summary: Summary) -> list[str]:
+    heads = len(summary.raw_heads or ())
+    if len(info.shape) == 3 and info.shape[0] == heads:
+        return []
+    return [f"{name} must be [{heads} (raw_heads), queries, keys] and is {list(info.shape)}"]
 
 
 def _sizes(summary: Summary) -> dict[str, int]:

@@ -88,6 +88,7 @@ def description(capture: SampleCapture, shape: tuple[int, int, int, int], texts:
             "recent_tokens": settings.recent_tokens,
             "token_mass_every": capture.mass_every,
         },
+        "raw_heads": None if settings.raw is None else settings.raw.heads or tuple(range(query_heads)),
         "versions": {"kvcompress": "0", "torch": torch.__version__},
         "seconds": 1.5,
     }

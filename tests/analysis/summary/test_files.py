@@ -150,8 +150,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "tensor-missing": (lambda f: edit(f, lambda c: c["tensors"].pop("attention.entropy")), r"attention\.entropy"),
     "tensor-shape": (lambda f: edit(f, lambda c: c["tensors"]["attention.entropy"].update(shape=[1])), "must be F32"),
     "tensor-unknown": (lambda f: edit(f, lambda c: c["tensors"].update(x={"dtype": "F32", "shape": []})), "x is no"),
+    "raw-heads": (lambda f: edit(f, lambda c: c["tensors"].update(_raw(3))), "raw_heads"),
     "header-differs": (lambda f: _other_tensors(f), "missing"),
 }
+
+
+def _raw(heads: int) -> dict[str, Any]:
+    return {"raw.attention.0.0": {"dtype": "F32", "shape": [heads, 4, 4]}}
 
 
 def _replace(folder: Path, begin: bytes) -> None:
