@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import torch
 import typer
@@ -26,6 +26,11 @@ from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, r
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
 
 _CACHE_SIZE, _NEW_TOKENS = 1024, 8
+# Tokens, repeats and caches, by whether it is a quick run.
+_SIZES: Final = {
+    False: ((8192, 3, ("full", "cake")), (32768, 2, ("full",))),
+    True: ((256, 1, ("full", "cake")), (512, 1, ("full",))),
+}
 _ALL_QUERIES_TOKENS = 8192  # up to this length, recording with every query observed is timed too
 
 
@@ -44,8 +49,8 @@ def capture_overhead(*, quick: bool, clock: Clock) -> tuple[list[CaseRow], dict[
     rows: list[CaseRow] = []
     sizes: dict[str, int] = {}
     try:
-        for tokens, repeats in ((256, 1), (512, 1)) if quick else ((8192, 3), (32768, 2)):
-            for name, make in _caches(model).items():
+        for tokens, repeats, names in _SIZES[quick]:
+            for name, make in ((name, _caches(model)[name]) for name in names):
                 rows += _case(model, tokens, repeats, name, make, folder, clock)
                 sizes[f"{name}, {tokens} tokens"] = sum(path.stat().st_size for path in folder.iterdir())
     finally:
