@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_TEXT, _OUTPUT = "Text", "Output"
+_TEXT, _OUTPUT = "Prompt", "Output"  # the panels of kvcompress.commands.options
 
 CaptureFolder = Annotated[
     Path, typer.Argument(help="Folder of a capture, as `kvcompress capture` writes it.", show_default=False)

@@ -42,9 +42,8 @@ def capture(
 ) -> None:
     """Record what a model attends to while it generates, at any length.
 
-    A sample is a pair of files in --output-dir, docs/formats.md describes them; no matrix of tokens by tokens is stored
-    without --save-attention. Nothing is compressed without --compress. `analyze`, `plot`, `report` and `recommend` go
-    on from there; `run` does it all at once.
+    A sample is a pair of files; no matrix of tokens by tokens is stored without --save-attention.
+    The full cache is used unless --compress is given. `analyze`, `plot`, `report`, `recommend` go on from there.
     """
     given = locals()
     from kvcompress.commands.capture_request import capture_request

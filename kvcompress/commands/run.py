@@ -91,8 +91,7 @@ def run(
 ) -> None:
     """Capture, compute metrics, decompose the cache, draw, and write a report, all into one folder.
 
-    The stages are those of `capture`, `analyze`, `tucker`, `similarity`, `recommend`, `plot` and `report`, each of
-    which runs alone too. Start with report.html in that folder, which needs no network.
+    Start with report.html in that folder, which needs no network. Each stage is a command of its own too.
     """
     given = locals()
     from kvcompress.commands.capture_request import capture_request
