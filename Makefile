@@ -71,8 +71,8 @@ fmt: $(READY)  ## format the code and apply the safe fixes
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 
-test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of the engine on transformers 5.17
-	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies -m "not slow" -q $(PARALLEL) $(ARGS)
+test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of engine and capture on transformers 5.17
+	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies tests/analysis/capture -m "not slow" -q $(PARALLEL) $(ARGS)
 
 test-gpu: $(READY)  ## run the tests that need a GPU, the long loops that look for races among them
 	$(NEED_GPU)
