@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kvcompress.analysis.metrics.json_values import to_json
 from kvcompress.analysis.summary.reader import Sample
+from kvcompress.analysis.user_functions import UserFunctions
 
 Metric = Callable[[Sample], object]
 
-_METRICS: dict[str, Metric] = {}
+_METRICS: UserFunctions[Metric] = UserFunctions("metric", "take a Sample and return a value")
 
 
 class UserMetricWarning(RuntimeWarning):
@@ -46,11 +46,7 @@ def register_metric(name: str, function: Metric, *, replace: bool = False) -> No
     """
     if not name.strip():
         raise ValueError(f"name must not be empty; got {name!r}")
-    if not callable(function):
-        raise TypeError(f"function must take a Sample and return a value; got {type(function).__name__}")
-    if name in _METRICS and not replace:
-        raise ValueError(f"name must be new; a metric {name!r} is registered. Give another name, or replace=True.")
-    _METRICS[name] = function
+    _METRICS.add(name, function, replace=replace)
 
 
 def unregister_metric(name: str) -> None:
@@ -59,14 +55,12 @@ def unregister_metric(name: str) -> None:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in _METRICS:
-        raise ValueError(f"name must be that of a registered metric, one of {sorted(_METRICS)}; got {name!r}")
-    del _METRICS[name]
+    _METRICS.remove(name)
 
 
 def registered_metrics() -> Mapping[str, Metric]:
     """The registered metrics, by name; a view that cannot be written."""
-    return MappingProxyType(_METRICS)
+    return _METRICS.all()
 
 
 def user_metrics(sample: Sample) -> UserMetrics:
@@ -76,7 +70,7 @@ def user_metrics(sample: Sample) -> UserMetrics:
         UserMetricWarning: one failed; the error stands in :attr:`UserMetrics.errors` too.
     """
     values, errors = {}, {}
-    for name, function in _METRICS.items():
+    for name, function in _METRICS.all().items():
         try:
             values[name] = to_json(function(sample), f"the value of metric {name!r}")
         except Exception as error:  # code of the user's: it may raise anything, and its name must be told

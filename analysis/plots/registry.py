@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Final
 
 from matplotlib.figure import Figure
@@ -13,11 +12,12 @@ from kvcompress.analysis.plots.catalogue import VIEWS
 from kvcompress.analysis.plots.interactive_views import INTERACTIVE_VIEWS
 from kvcompress.analysis.plots.result_views import RESULT_VIEWS
 from kvcompress.analysis.summary.reader import Sample
+from kvcompress.analysis.user_functions import UserFunctions
 
 Plot = Callable[[Sample], Figure]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_PLOTS: dict[str, Plot] = {}
+_PLOTS: UserFunctions[Plot] = UserFunctions("plot", "take a Sample and return a Figure")
 
 
 class UserPlotWarning(RuntimeWarning):
@@ -39,15 +39,11 @@ def register_plot(name: str, function: Plot, *, replace: bool = False) -> None:
         TypeError: the function cannot be called.
         ValueError: the name cannot be that of a file, or is taken.
     """
-    if not callable(function):
-        raise TypeError(f"function must take a Sample and return a Figure; got {type(function).__name__}")
     if not _NAME.fullmatch(name):
         raise ValueError(f"name must be of letters, digits, _ and -, starting with a letter or digit; got {name!r}")
     if name in VIEWS or name in RESULT_VIEWS or name in INTERACTIVE_VIEWS:
         raise ValueError(f"name must not be that of a built-in picture; got {name!r}. Choose another.")
-    if name in _PLOTS and not replace:
-        raise ValueError(f"name must be new; a plot {name!r} is registered. Give another name, or replace=True.")
-    _PLOTS[name] = function
+    _PLOTS.add(name, function, replace=replace)
 
 
 def unregister_plot(name: str) -> None:
@@ -56,11 +52,9 @@ def unregister_plot(name: str) -> None:
     Raises:
         ValueError: none of that name is registered.
     """
-    if name not in _PLOTS:
-        raise ValueError(f"name must be that of a registered plot, one of {sorted(_PLOTS)}; got {name!r}")
-    del _PLOTS[name]
+    _PLOTS.remove(name)
 
 
 def registered_plots() -> Mapping[str, Plot]:
     """The registered plots, by name; a view that cannot be written."""
-    return MappingProxyType(_PLOTS)
+    return _PLOTS.all()

@@ -12,7 +12,7 @@ import torch
 
 from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.reader import Sample
-from kvcompress.analysis.summary.schema import ATTENTION_TENSORS
+from kvcompress.analysis.summary.schema import ATTENTION_SCALARS
 
 Cell = int | float | str | None
 Row = Sequence[Cell]
@@ -20,9 +20,6 @@ Table = Iterable[Row]  # the names of the columns first
 
 _KINDS: Final = ("prefill", "decode", "step")
 _STAGES: Final = ("held", "prefill", "cascade", "decode")
-_SCALARS: Final = tuple(
-    name.removeprefix("attention.") for name, (_, shape) in ATTENTION_TENSORS.items() if shape == ("E", "L", "H")
-)
 _EVENTS: Final = ("step", "block", "first_query", "queries", "observed_queries", "tokens")
 _KEY_VALUES: Final = ("key_norm", "value_norm", "key_token_sparsity", "value_token_sparsity")
 # A spreadsheet takes a cell that begins with one of these for a formula; within our texts that is never meant.
@@ -62,9 +59,9 @@ def events_table(sample: Sample) -> Iterator[Row]:
 def attention_table(sample: Sample) -> Iterator[Row]:
     """One row for each event, layer and query head: the means over the observed queries."""
     percents = sample.summary.settings.coverage_percent
-    yield ("event", "layer", "head", "keys", *_SCALARS, *(f"coverage_{percent}" for percent in percents))
+    yield ("event", "layer", "head", "keys", *ATTENTION_SCALARS, *(f"coverage_{percent}" for percent in percents))
     keys = sample.tensor("attention.keys")
-    scalars = [sample.tensor(f"attention.{name}") for name in _SCALARS]
+    scalars = [sample.tensor(f"attention.{name}") for name in ATTENTION_SCALARS]
     coverage = sample.tensor("attention.coverage")
     for event in range(sample.events):
         block = torch.cat((torch.stack([scalar[event] for scalar in scalars], -1), coverage[event]), -1)

@@ -23,7 +23,8 @@ TOKEN_SPARSITY_THRESHOLD: Final = 0.10
 Dimension = str | int
 Shape = tuple[Dimension, ...]
 
-_SCALARS = (
+# attention.*, [E, L, H]; the other tensors of that family have a further axis.
+ATTENTION_SCALARS: Final = (
     "entropy",
     "entropy_normalised",
     "maximum",
@@ -42,7 +43,7 @@ EVENT_TENSORS: Final[Mapping[str, tuple[torch.dtype, Shape]]] = {
 }
 ATTENTION_TENSORS: Final[Mapping[str, tuple[torch.dtype, Shape]]] = {
     "attention.keys": (torch.float32, ("E", "L")),
-    **{f"attention.{name}": (torch.float32, ("E", "L", "H")) for name in _SCALARS},
+    **{f"attention.{name}": (torch.float32, ("E", "L", "H")) for name in ATTENTION_SCALARS},
     "attention.coverage": (torch.float32, ("E", "L", "H", len(COVERAGE_PERCENT))),
     "attention.position_mass": (torch.float32, ("E", "L", "H", POSITION_BINS)),
     "attention.distance_mass": (torch.float32, ("E", "L", "H", DISTANCE_BINS)),

@@ -8,13 +8,13 @@ import torch
 
 from kvcompress.analysis.metrics.attention_layers import layer_similarity, trend
 from kvcompress.analysis.metrics.of_sample.events import (
-    SCALARS,
     is_generated,
     is_prompt,
     mean_by_event,
     mean_over_events,
 )
 from kvcompress.analysis.summary.reader import Sample
+from kvcompress.analysis.summary.schema import ATTENTION_SCALARS
 
 
 class LayerSimilarity(NamedTuple):
@@ -38,7 +38,7 @@ def by_head(sample: Sample, which: torch.Tensor | None = None) -> dict[str, torc
         sample: the sample.
         which: bool ``[E]``, the events; None: all.
     """
-    metrics = {name: mean_over_events(sample, f"attention.{name}", which) for name in SCALARS}
+    metrics = {name: mean_over_events(sample, f"attention.{name}", which) for name in ATTENTION_SCALARS}
     keys = mean_over_events(sample, "attention.keys", which)  # [L]
     metrics["mean"] = (1 - metrics["learned_sink_mass"]) / keys[:, None]
     metrics["focus"] = 1 / metrics["entropy"]
@@ -63,7 +63,7 @@ def overall(sample: Sample, which: torch.Tensor | None = None) -> dict[str, torc
 
 def by_event(sample: Sample) -> dict[str, torch.Tensor]:
     """Each metric at each event, mean over layers and heads: float64 ``[E]``."""
-    metrics = {name: mean_by_event(sample, f"attention.{name}") for name in SCALARS}
+    metrics = {name: mean_by_event(sample, f"attention.{name}") for name in ATTENTION_SCALARS}
     metrics["focus"] = 1 / metrics["entropy"]
     metrics["keys"] = mean_by_event(sample, "attention.keys")
     return metrics

@@ -7,21 +7,7 @@ import torch
 from kvcompress.analysis.metrics.generation_stages import weighted_mean
 from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.reader import Sample
-from kvcompress.analysis.summary.schema import PREFILL
-
-# What attention.* tells of each query, [E, L, H]; the other tensors of that family have a further axis.
-SCALARS = (
-    "entropy",
-    "entropy_normalised",
-    "maximum",
-    "variance",
-    "density",
-    "sink_mass",
-    "recent_mass",
-    "diagonal_mass",
-    "prompt_mass",
-    "learned_sink_mass",
-)
+from kvcompress.analysis.summary.schema import ATTENTION_SCALARS, PREFILL
 
 
 def check_sample(sample: Sample) -> None:
@@ -33,7 +19,7 @@ def check_sample(sample: Sample) -> None:
     where = f"sample {sample.index} of {sample.folder}"
     if sample.events == 0:
         raise SummaryError(f"{where} must have at least one event; it has none. Run the model inside the Recorder.")
-    for name in SCALARS:
+    for name in ATTENTION_SCALARS:
         bad = ~torch.isfinite(sample.tensor(f"attention.{name}"))
         if bool(bad.any()):
             event, layer, head = torch.nonzero(bad)[0].tolist()

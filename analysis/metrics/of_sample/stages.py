@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from kvcompress.analysis.metrics.generation_stages import STAGES, stage_changes, stage_means, stages
-from kvcompress.analysis.metrics.of_sample.events import SCALARS
 from kvcompress.analysis.summary.reader import Sample
+from kvcompress.analysis.summary.schema import ATTENTION_SCALARS
 
 
 def by_stage(sample: Sample) -> dict[str, torch.Tensor]:
     """Each metric of attention in each stage, mean over queries and heads: float64 ``[4, L]``; NaN without events."""
     stage, weights = stages(sample.kinds), sample.tensor("event.queries")
-    metrics = {name: stage_means(sample.tensor(f"attention.{name}"), stage, weights).nanmean(2) for name in SCALARS}
+    metrics = {
+        name: stage_means(sample.tensor(f"attention.{name}"), stage, weights).nanmean(2) for name in ATTENTION_SCALARS
+    }
     metrics["keys"] = stage_means(sample.tensor("attention.keys"), stage, weights)
     return metrics
 

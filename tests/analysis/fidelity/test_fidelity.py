@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from kvcompress import CompressedCache, Full, StreamingLLM
@@ -13,23 +13,14 @@ from kvcompress.analysis.fidelity.fidelity import fidelity
 from kvcompress.analysis.fidelity.teacher_forcing import force, text_windows
 from kvcompress.bench.language_modelling import language_modelling
 from kvcompress.bench.testbed.tokenizer import build_tokenizer
+from tests.analysis.small_model import small_model
 
 CONTEXT, STEPS, CACHE, SINKS = 24, 10, 8, 2
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,  # so that attention is far from even and predictions from flat
-    )
-    return LlamaForCausalLM(config).double().eval()
+    return small_model()
 
 
 @pytest.fixture(scope="module")

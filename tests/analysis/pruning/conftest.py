@@ -2,24 +2,16 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
+
+from tests.analysis.small_model import small_model
 
 CONTEXT, STEPS = 24, 12
 
 
 @pytest.fixture(scope="session")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,  # so that attention is far from even and predictions from flat
-    )
-    return LlamaForCausalLM(config).double().eval()
+    return small_model()
 
 
 @pytest.fixture(scope="session")

@@ -5,24 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from kvcompress.analysis.summary.schema import DECODE, PREFILL
+from tests.analysis.small_model import small_model
 
 
 @pytest.fixture(scope="session")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).double().eval()
+    return small_model()
 
 
 class MadeUpSample:
