@@ -110,6 +110,20 @@ def decode_rule_differences(run: Run) -> str:
     return markdown(["policy", "rule", *(f"{t}, {n}" for t, n in columns), "KiB"], rows, texts=2)
 
 
+def decode_rules_arriving(run: Run) -> str:
+    """What becomes of facts of the prompt, and of those that arrive while decoding."""
+    cases = [case for case in run["cases"] if case["of_arrived"] is not None]
+    columns = list(dict.fromkeys((case["task"], case["cache_size"]) for case in cases))
+    found = {(case["policy"], case["rule"], case["task"], case["cache_size"]): case for case in cases}
+    rows = []
+    for policy, rule in dict.fromkeys((case["policy"], case["rule"]) for case in cases):
+        mine = [found[(policy, rule, *column)] for column in columns]
+        shares = [f"{100 * case[name]:.0f}" for case in mine for name in ("of_prompt", "of_arrived")]
+        rows.append([f"`{policy}`", f"`{rule}`", *shares])
+    names = [f"{task}, {size}: {which}" for task, size in columns for which in ("of the prompt", "arrived")]
+    return markdown(["policy", "rule", *names], rows, texts=2) + "\nAnswers that are right, %.\n"
+
+
 def _ends(values: list[int]) -> tuple[int, int]:
     return min(values), max(values)
 

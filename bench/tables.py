@@ -27,6 +27,7 @@ from kvcompress.bench.comparison_tables import (
 from kvcompress.bench.headline_tables import (
     decode_rule_differences,
     decode_rules,
+    decode_rules_arriving,
     headline_agnostic,
     headline_aware,
     headline_by_task,
@@ -96,6 +97,7 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
         "engine_speed": (RESULTS / "engine_cpu.json", engine_speed),
         "decode_rules": (RESULTS / "decode_rules.json", decode_rules),
         "decode_rule_differences": (RESULTS / "decode_rules.json", decode_rule_differences),
+        "decode_rules_arriving": (RESULTS / "decode_rules.json", decode_rules_arriving),
         "headline_aware": (RESULTS / "headline.json", headline_aware),
         "headline_agnostic": (RESULTS / "headline.json", headline_agnostic),
         "headline_goals": (RESULTS / "headline.json", headline_goals),

@@ -15,6 +15,7 @@ from kvcompress.bench.decode_scripts import TASKS, make_script
 from kvcompress.bench.headline import FIRST, KEEPS, LENGTH, SEEN, UNSEEN, groups_of, parts_of, summarise
 from kvcompress.bench.headline_tables import (
     decode_rule_differences,
+    decode_rules_arriving,
     headline_agnostic,
     headline_aware,
     headline_by_task,
@@ -154,5 +155,8 @@ class TestDecodeRules:
         table, gains = decode_rules_table({"cases": rows}), decode_rule_differences({"cases": rows})
         assert table.splitlines()[0] == "| policy | rule | needles, 40 | needles, 60 |"
         assert "`tova`" in table
+        assert decode_rules_arriving({"cases": rows}).count("`") == 0, "nothing arrived here"
+        row = {**rows[0], "task": "t", "of_prompt": 0.75, "of_arrived": 0.5}
+        assert "| `kvc` | `accumulate` | 75 | 50 |" in decode_rules_arriving({"cases": [row]})
         assert "`tova`" not in gains
         assert "| `kvc` | `accumulate` | +0 [+0, +0] | +0 [+0, +0] |" in gains
