@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
-from transformers import LlamaForCausalLM
 
 FILE_NAME = "checkpoint.pt"
 
@@ -26,7 +26,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[Optimizer], progress: Progress) -> None:
+def save_checkpoint(folder: Path, model: nn.Module, optimizers: list[Optimizer], progress: Progress) -> None:
     """Write a checkpoint; one that is there is replaced only once the new one is whole.
 
     Args:
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[Opti
     partial.replace(folder / FILE_NAME)
 
 
-def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[Optimizer]) -> Progress:
+def load_checkpoint(folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> Progress:
     """Put a checkpoint's state into the model and the optimizers.
 
     Args:
