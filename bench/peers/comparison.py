@@ -117,7 +117,7 @@ def _cell(
             sides[side].send(request)
         for side in asked:
             found.setdefault(side, []).append(sides[side].receive())
-    row: Row = {"case": "accuracy", "task": task, "tokens": tokens, "kept": kept, "method": name}
+    row: Row = {"case": "accuracy", "task": task, "tokens": tokens, "kept": min(kept, tokens), "method": name}
     row |= {side: _score(examples, answers) for side, answers in found.items()}
     if THEIRS in found:
         pairs = zip(_ids(found[OURS]), _ids(found[THEIRS]), strict=True)
