@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from kvcompress.analysis.intervals import wilson_interval
-from kvcompress.bench.peers.answering import Answer, Kept, Request
+from kvcompress.bench.peers.answering import Answer, Request
+from kvcompress.bench.peers.kept_sets import compare_kept
 from kvcompress.bench.peers.methods import Method, Size
 from kvcompress.bench.tasks.sample import QUERY_AWARE
 from kvcompress.bench.testbed.tasks import Example, is_correct, make_example
@@ -85,20 +86,19 @@ def accuracy(
     for task in tasks:
         examples = [make_example(task, length, index=index) for index in range(samples)]
         for name, size, method in cells:
-            yield _cell(sides, task, examples, name, size, method, batch, asked_first=mode == QUERY_AWARE)
+            yield _cell(sides, examples, name, size, method, batch, mode)
 
 
 def _cell(
     sides: Mapping[str, Asked],
-    task: str,
     examples: list[Example],
     name: str,
     kept: int,
     method: Method | None,
     batch: int,
-    *,
-    asked_first: bool,
+    mode: str,
 ) -> Row:
+    asked_first = mode == QUERY_AWARE
     tokens = examples[0].length if asked_first else examples[0].question_start
     size = Size(tokens=tokens, kept=min(kept, tokens - 1))
     found: dict[str, list[Answer]] = {}
@@ -117,7 +117,13 @@ def _cell(
             sides[side].send(request)
         for side in asked:
             found.setdefault(side, []).append(sides[side].receive())
-    row: Row = {"case": "accuracy", "task": task, "tokens": tokens, "kept": min(kept, tokens), "method": name}
+    row: Row = {
+        "case": "accuracy",
+        "task": examples[0].task,
+        "tokens": tokens,
+        "kept": min(kept, tokens),
+        "method": name,
+    }
     row |= {side: _score(examples, answers) for side, answers in found.items()}
     if THEIRS in found:
         pairs = zip(_ids(found[OURS]), _ids(found[THEIRS]), strict=True)
@@ -142,43 +148,6 @@ def _score(examples: list[Example], answers: list[Answer]) -> Row:
 
 def _ids(answers: list[Answer]) -> list[list[int]]:
     return [ids for answer in answers for ids in answer.ids]
-
-
-def compare_kept(pairs: Iterable[tuple[Answer, Answer]], tokens: int) -> Row:
-    """Compares kept sets, one per prompt, layer and head.
-
-    Args:
-        pairs: answers of both sides to the same batches, ours first.
-        tokens: tokens of each prompt.
-
-    Returns:
-        ``rows`` compared; how many are ``equal``; how many are ``explained``: equal, or different only by tokens whose
-        score is that at the cut, and by the last token, which ours never evict; and ``shared``, the part of our tokens
-        that theirs keep too.
-    """
-    rows = equal = explained = shared = total = 0
-    for ours, theirs in pairs:
-        sets = (_sets(found) for found in (ours.kept, theirs.kept, ours.tied))
-        for own, other, tied in zip(*sets, strict=True):
-            rows += 1
-            equal += own == other
-            explained += _is_explained(own, other, tied, tokens - 1)
-            shared += len(own & other)
-            total += len(own)
-    return {"rows": rows, "equal": equal, "explained": explained, "shared": shared / total if total else None}
-
-
-def _is_explained(own: set[int], other: set[int], tied: set[int], last: int) -> bool:
-    """Whether two kept sets differ only by what has the score at the cut, and by the last token."""
-    gained, lost = own - other, other - own
-    in_its_place = 1 if last in gained else 0  # the token that had to go for the last one is below the cut
-    return gained - {last} <= tied and len(lost - tied) <= in_its_place and len(own) == len(other)
-
-
-def _sets(kept: Kept | None) -> Iterator[set[int]]:
-    for layer in kept or []:
-        for sample in layer:
-            yield from (set(head) for head in sample)
 
 
 def speed(

@@ -16,7 +16,8 @@ from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.bench.comparison_tables import peers_accuracy, peers_speed
 from kvcompress.bench.peers import kvpress
 from kvcompress.bench.peers.answering import Answer, Kept, Request, answer
-from kvcompress.bench.peers.comparison import OURS, THEIRS, accuracy, compare_kept, speed
+from kvcompress.bench.peers.comparison import OURS, THEIRS, accuracy, speed
+from kvcompress.bench.peers.kept_sets import compare_kept
 from kvcompress.bench.peers.methods import METHODS, WINDOW, Size, chosen_methods
 from kvcompress.bench.peers.our_side import OurSide, tied
 from kvcompress.bench.tasks.sample import QUERY_AGNOSTIC

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from kvcompress.bench.peers import kvpress, peer_environment
 from kvcompress.bench.peers.answering import Request, answer
-from kvcompress.bench.peers.comparison import OURS, THEIRS, compare_kept, requests_of
+from kvcompress.bench.peers.comparison import OURS, THEIRS, requests_of
+from kvcompress.bench.peers.kept_sets import compare_kept
 from kvcompress.bench.peers.kvpress_side import _matches, _unmasked
 from kvcompress.bench.peers.methods import METHODS, Size
 from kvcompress.bench.peers.our_side import OurSide
