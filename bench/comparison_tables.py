@@ -74,7 +74,7 @@ def peers_accuracy(run: Run) -> str:
         sets = case.get("kept_sets")
         rows.append(
             [
-                f"{case['task']}, {case['kept']} of {case['tokens']}",
+                f"{case['task']}, {min(case['kept'], case['tokens'])} of {case['tokens']}",
                 f"`{case['method']}`",
                 *_peer_side(case.get("kvcompress")),
                 *_peer_side(case.get("kvpress")),
