@@ -95,6 +95,7 @@ def testbed(run: Run) -> str:
 TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyType(
     {
         "engine_speed": (RESULTS / "engine_cpu.json", engine_speed),
+        "capture_overhead": (RESULTS / "capture_overhead.json", engine_speed),
         "decode_rules": (RESULTS / "decode_rules.json", decode_rules),
         "decode_rule_differences": (RESULTS / "decode_rules.json", decode_rule_differences),
         "decode_rules_arriving": (RESULTS / "decode_rules.json", decode_rules_arriving),
