@@ -101,5 +101,7 @@ def _show(history: History, content: dict[str, Any], *, verbose: bool) -> None:
     tokens = Table("token of the prompt", "position", "attention of the generated tokens", box=None)
     for token in most:
         text = history.tokens[token["position"]]
-        tokens.add_row(repr(text), str(token["position"]), f"{token['influence_on_generated']:.4f}")
+        tokens.add_row(
+            repr(text), str(history.first_token + token["position"]), f"{token['influence_on_generated']:.4f}"
+        )
     console.print(tokens, markup=False)

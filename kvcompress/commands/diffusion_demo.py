@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SCHEMA: Final = "kvcompress.diffusion_demo/1"
 _STEPS: Final = 64
-_SHOWN_DIGITS: Final = 24
+_SHOWN_DIGITS: Final = 8
 
 
 def run_demo(*, seed: int, examples: int, as_json: bool) -> None:
@@ -80,7 +80,8 @@ def _show(content: dict[str, Any], sums: Sums) -> None:
         f"{content['examples']} sums of two numbers of {DIGITS} digits ({PROMPT_LENGTH} tokens), {DIGITS} masks filled "
         f"in {content['steps']} steps, blocks of 8:"
     )
-    table = Table("sampler", "right", "as uncached", "tokens computed", "KiB held", "s", "times as fast", box=None)
+    table = Table("sampler", "right", "as uncached", "tokens", "KiB held", "s", "speed", box=None)
+    table.columns[0].no_wrap = True
     for row in content["samplers"]:
         held = row["held_bytes"]
         table.add_row(
@@ -88,14 +89,14 @@ def _show(content: dict[str, Any], sums: Sums) -> None:
             f"{row['correct']} of {row['sums']}",
             f"{100 * row['tokens_as_uncached']:.1f} %",
             f"{row['tokens_computed']:,}",
-            "-" if held is None else f"{held / 1024:.0f} of {row['full_bytes'] / 1024:.0f}",
+            "-" if held is None else f"{held / 1024:.0f}/{row['full_bytes'] / 1024:.0f}",
             f"{row['processor_seconds']:.2f}",
-            f"{row['times_as_fast']:.1f}",
+            f"{row['times_as_fast']:.1f}x",
         )
     console.print(table)
     first = [sums.prompts[0, 1 : 1 + DIGITS], sums.prompts[0, 2 + DIGITS : 2 + 2 * DIGITS], sums.answers[0]]
     left, right, total = (
         "".join(str(digit) for digit in (ids - FIRST_DIGIT_ID).tolist()[:_SHOWN_DIGITS]) for ids in first
     )
-    console.print(f"the first digits of the first, lowest value first: {left} + {right} = {total}")
-    console.print(f"took {content['seconds']:.0f} s; times are processor time of one thread")
+    console.print(f"the first sum begins (lowest value first): {left} + {right} = {total}")
+    console.print(f"took {content['seconds']:.0f} s. Tokens: computed for each sum; s: processor time of one thread")

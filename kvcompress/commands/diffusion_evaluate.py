@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from transformers.utils import logging as transformers_logging
 
 from kvcompress.commands.failures import CommandError
 from kvcompress.commands.result_files import claim, print_json
@@ -35,6 +36,7 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> None:
     from kvcompress.bench.results_file import write_results
     from kvcompress.bench.workloads.diffusion_lm import evaluate, location
 
+    transformers_logging.disable_progress_bar()
     plan = evaluate.Plan(sums=request.sums, steps=numbers("--steps", request.steps), rounds=request.rounds)
     folder = request.model or location.MODEL_DIR
     log = location.TRAINING_LOG_FILE if request.model is None else folder.parent / location.TRAINING_LOG_FILE.name

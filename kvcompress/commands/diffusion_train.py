@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
+from transformers.utils import logging as transformers_logging
 
 from kvcompress.commands.failures import CommandError
 from kvcompress.commands.result_files import claim
@@ -32,6 +33,7 @@ def run_train(folder: Path, *, seed: int, steps: int, minutes: float, resume: bo
     from kvcompress.bench.workloads.diffusion_lm.train import train
     from kvcompress.bench.workloads.diffusion_lm.trainer import LOG_NAME
 
+    transformers_logging.disable_progress_bar()
     if resume and not (folder / FILE_NAME).is_file():
         raise CommandError(f"--resume needs a checkpoint; {folder} has none. Start without --resume.")
     if not resume:

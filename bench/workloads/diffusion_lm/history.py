@@ -1,8 +1,9 @@
 """The history of a sampling run: what each step filled, and what each layer attended to.
 
 One file, `diffusion_history.safetensors`: `attention.layer_<i>` float16 [S, T, T] (S steps, T tokens; mean over heads),
-`canvas` int64 [S, T] (ids after each step), `confidence` float32 [S, block_length], `block` int64 [S],
-and in its header one JSON text `about` with the schema, the prompt's length, the mask's id and the tokens' texts.
+`canvas` int64 [S, T] (ids after each step), `confidence` float32 [S, block_length] (NaN where no mask was), `block`
+int64 [S]; and in its header one JSON text `about` with the schema, the prompt's length, the mask's id, and the texts of
+the tokens.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from kvcompress.analysis.capture.hook import AttentionHook
@@ -32,11 +33,13 @@ class History:
     Attributes:
         maps: for each layer, by name: attention at each step, mean over heads, float32 [S, T, T].
         canvas: ids after each step, int64 [S, T].
-        confidence: probability of the prediction at each place of the step's block, float32 [S, block_length].
+        confidence: probability of the prediction of each mask of the step's block, float32 [S, block_length]; NaN where
+            there was none.
         blocks: block of each step, int64 [S].
         prompt_length: tokens of the prompt.
         mask_id: id of the mask token.
         tokens: texts of the tokens in the end.
+        first_token: position of the first of the T tokens; above 0 where others were left out.
     """
 
     maps: dict[str, Tensor]
@@ -46,6 +49,7 @@ class History:
     prompt_length: int
     mask_id: int
     tokens: tuple[str, ...]
+    first_token: int = 0
 
     @property
     def steps(self) -> int:
@@ -128,7 +132,7 @@ def write_history(history: History, folder: Path) -> Path:
     path = folder / FILE_NAME
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"about": json.dumps(about)})
+        partial.write_bytes(save(tensors, metadata={"about": json.dumps(about)}))
     return path
 
 

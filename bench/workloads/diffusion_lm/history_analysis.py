@@ -69,6 +69,7 @@ def restrict(history: History, *, max_layers: int | None, max_tokens: int | None
         canvas=history.canvas[:, part],
         tokens=history.tokens[part],
         prompt_length=prompt - first,
+        first_token=history.first_token + first,
     )
 
 
@@ -110,12 +111,16 @@ def influence(history: History) -> tuple[Tensor, Tensor]:
 
 
 def analysis_of(history: History) -> dict[str, Any]:
-    """Return what `diffusion_analysis.json` holds: statistics, patterns, influence, evolution, memory of the maps."""
+    """Return what `diffusion_analysis.json` holds: statistics, patterns, influence, evolution, memory of the maps.
+
+    Positions in it count from `first_token`.
+    """
     analyzer, over_steps = analyzer_of(history), evolution(history)
     content = {
         "schema": SCHEMA,
         "steps": history.steps,
         "tokens": history.canvas.shape[1],
+        "first_token": history.first_token,
         "prompt_length": history.prompt_length,
         "layers": list(history.maps),
         "statistics": analyzer.get_attention_statistics(),

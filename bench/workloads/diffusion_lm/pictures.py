@@ -73,8 +73,7 @@ def change_maps(history: History) -> Figure:
     panels = figure.subplots(len(names), 3, squeeze=False)
     norm = probability_norm(*first, *last)
     most = max(float(np.abs(difference).max()) for difference in differences) or 1.0
-    tokens = first[0].shape[0]
-    edges = np.arange(tokens + 1)
+    edges = history.first_token + np.arange(first[0].shape[0] + 1)
     for row, (name, before, after, difference) in enumerate(zip(names, first, last, differences, strict=True)):
         mesh = probability_mesh(panels[row, 0], before, edges, edges, norm)
         probability_mesh(panels[row, 1], after, edges, edges, norm)
@@ -85,7 +84,7 @@ def change_maps(history: History) -> Figure:
         for axes, title in zip(panels[row], ("first step", "last step", "change"), strict=True):
             axes.set_title(f"{name.replace('_', ' ')}, {title}")
             axes.set(xlabel="key (token)" if row == len(names) - 1 else "", ylabel="query (token)")
-            _cross(axes, history.prompt_length)
+            _cross(axes, history)
             whole_ticks(axes.xaxis, 5)
             whole_ticks(axes.yaxis, 5)
     colour_bar(mesh, list(panels[:, :2].flat), PROBABILITY)
@@ -101,9 +100,9 @@ def prompt_boundary(history: History) -> Figure:
     part = mean[low:high, low:high]
     figure = new_figure(6.4, "Around the prompt's end, mean over layers, heads and steps")
     axes = figure.subplots()
-    edges = np.arange(low, high + 1)
+    edges = history.first_token + np.arange(low, high + 1)
     mesh = probability_mesh(axes, part, edges, edges, probability_norm(part))
-    _cross(axes, history.prompt_length)
+    _cross(axes, history)
     axes.set(xlabel="key (token); beyond the line: generated", ylabel="query (token); below the line: generated")
     axes.set_aspect("equal")
     colour_bar(mesh, axes, PROBABILITY)
@@ -114,20 +113,23 @@ def prompt_boundary(history: History) -> Figure:
 def token_influence(history: History) -> Figure:
     """What the prompt's tokens are worth to the generated ones, and what every token gets, means over layers."""
     prompt, received = (values.numpy() for values in influence(history))
+    edges = history.first_token + np.arange(len(received) + 1)
     figure = new_figure(6.6, "Influence of tokens, mean over layers, heads and steps")
     panels = figure.subplot_mosaic([["prompt", "top"], ["all", "top"]], width_ratios=[2.4, 1])
-    panels["prompt"].stairs(prompt, np.arange(len(prompt) + 1), fill=True, color=BLUE)
+    panels["prompt"].stairs(prompt, edges[: len(prompt) + 1], fill=True, color=BLUE)
     panels["prompt"].set(title="Attention that generated tokens pay to the prompt", xlabel="position (token)")
-    panels["all"].stairs(received, np.arange(len(received) + 1), fill=True, color=GREEN)
+    panels["all"].stairs(received, edges, fill=True, color=GREEN)
     panels["all"].set_title("Attention that each token gets from all", pad=14)
     panels["all"].set_xlabel("position (token)")
-    mark_prompt(panels["all"], history.prompt_length, len(received))
+    mark_prompt(panels["all"], int(edges[history.prompt_length]), int(edges[-1]))
     for name in ("prompt", "all"):
         panels[name].set_ylabel("attention received")
         from_zero(panels[name])
     order = np.argsort(-received, kind="stable")[:_TOP_TOKENS]
     panels["top"].barh(range(len(order)), received[order], color=VERMILION)
-    panels["top"].set_yticks(range(len(order)), [f"{token_text(history.tokens[place])} {place}" for place in order])
+    panels["top"].set_yticks(
+        range(len(order)), [f"{token_text(history.tokens[place])} {edges[place]}" for place in order]
+    )
     panels["top"].invert_yaxis()
     panels["top"].set(title="Most looked at", xlabel="attention received")
     return figure
@@ -146,12 +148,12 @@ def filling_order(history: History) -> Figure:
         title="Blocks from left to right, within each the surest first",
     )
     whole_ticks(above.yaxis)
-    confidence = history.confidence.double()
-    below.plot(confidence.mean(1).numpy(), color=BLUE, label="mean")
-    below.plot(confidence.amin(1).numpy(), color=VERMILION, label="least")
+    confidence = history.confidence.double().numpy()
+    below.plot(np.nanmean(confidence, axis=1), color=BLUE, label="mean")
+    below.plot(np.nanmin(confidence, axis=1), color=VERMILION, label="least")
     step_limits(below, history.steps)
     share_axis(below, "probability")
-    below.set(xlabel="step", title="Probability of the predictions in the step's block")
+    below.set(xlabel="step", title="Probability of the predictions for the block's masks")
     below.legend(loc="best", ncols=2)
     return figure
 
@@ -184,7 +186,8 @@ def _spread(names: list[str]) -> list[str]:
     return [names[round(place)] for place in np.linspace(0, len(names) - 1, _MOST_MAPS)]
 
 
-def _cross(axes: Axes, prompt_length: int) -> None:
+def _cross(axes: Axes, history: History) -> None:
     """Lines where the prompt ends."""
-    axes.axvline(prompt_length, color=VERMILION, linewidth=0.8)
-    axes.axhline(prompt_length, color=VERMILION, linewidth=0.8)
+    end = history.first_token + history.prompt_length
+    axes.axvline(end, color=VERMILION, linewidth=0.8)
+    axes.axhline(end, color=VERMILION, linewidth=0.8)

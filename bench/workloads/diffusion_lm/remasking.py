@@ -22,7 +22,8 @@ def fill_most_confident(
         generator: source of the noise.
 
     Returns:
-        The block after the step, int64 [B, N], and the probability of each place's prediction, float32 [B, N].
+        The block after the step, int64 [B, N], and the probability of each mask's prediction, float32 [B, N]; NaN where
+        there was no mask.
     """
     logits = logits.float()
     logits[..., mask_id] = -torch.inf
@@ -32,7 +33,7 @@ def fill_most_confident(
     # Stable sorting: of equal confidences the first place wins, on every device.
     order = confidence.masked_fill(~masked, -1.0).sort(dim=-1, descending=True, stable=True).indices[:, :count]
     chosen = torch.zeros_like(masked).scatter_(1, order, value=True) & masked
-    return torch.where(chosen, predicted, ids), confidence
+    return torch.where(chosen, predicted, ids), confidence.masked_fill(~masked, torch.nan)
 
 
 def _perturbed(logits: Tensor, temperature: float, generator: Generator) -> Tensor:

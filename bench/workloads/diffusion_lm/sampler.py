@@ -25,7 +25,8 @@ class Step:
         step: number of the pass, over all blocks.
         block: number of the block.
         canvas: prompt and generated part after the pass, int64 [B, P + G].
-        confidence: probability of the prediction at each place of the block, float32 [B, block_length].
+        confidence: probability of the prediction of each of the block's masks, float32 [B, block_length]; NaN where
+            there was none.
         tokens_computed: tokens that the pass computed, of each row.
     """
 

@@ -206,3 +206,19 @@ def test_a_training_that_runs_out_of_time_can_be_resumed(tmp_path: Path) -> None
     assert first.exit_code == 3
     assert "--resume" in first.stderr
     run("train", "--output-dir", tmp_path, "--steps", 2, "--resume")
+
+
+def test_the_demo_adds_with_every_sampler() -> None:
+    content = run_json("demo", "--examples", 1, "--seed", 3)
+    samplers = {row["sampler"]: row for row in content["samplers"]}
+    assert samplers["uncached"]["digits_right"] >= 0.98
+    assert samplers["cached"]["tokens_computed"] < samplers["uncached"]["tokens_computed"] / 4
+    assert samplers["cached, 25 % kept"]["held_bytes"] < 0.3 * samplers["cached"]["held_bytes"]
+
+
+def test_the_embedded_model_adds_a_sum_of_its_own() -> None:
+    content = run_json("generate", "--steps", 8, "--cache")
+    assert content["right"] is not None
+    assert content["prompt_tokens"] == 131
+    assert "--gen-length must be 64" in refuse("generate", "--gen-length", 32, "--steps", 8)
+    assert "give exactly one of --prompt" in refuse("generate", "--prompt", "add", "--prompt-file", "x")
