@@ -104,6 +104,12 @@ def check_model(model: object) -> str:
         raise ValueError(
             f"the block cache needs a model that takes position_ids, got {type(model).__name__}; sample without a cache"
         )
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            raise ValueError(
+                "the block cache needs a model whose positions count from 0; those of "
+                f"{type(model).__name__} count from the padding's id. Sample without a cache"
+            )
     return str(model.config._attn_implementation)
 
 

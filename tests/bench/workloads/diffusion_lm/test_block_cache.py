@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
 from kvcompress.bench.workloads.diffusion_lm.block_attention import Call
 from kvcompress.bench.workloads.diffusion_lm.block_cache import CacheSettings
@@ -162,3 +162,13 @@ def test_a_share_out_of_range_is_refused(keep: float) -> None:
 def test_refreshing_never_is_refused() -> None:
     with pytest.raises(ValueError, match="refresh_every must be at least 1"):
         CacheSettings(refresh_every=0)
+
+
+def test_models_whose_positions_count_from_elsewhere_are_refused(prompts: Tensor) -> None:
+    config = RobertaConfig(
+        vocab_size=19, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = RobertaForMaskedLM(config).eval()
+    assert not bool((sample(model, prompts, SETTINGS, mask_id=MASK).generated == MASK).any())
+    with pytest.raises(ValueError, match="count from the padding's id"):
+        sample(model, prompts, SETTINGS, mask_id=MASK, cache=CacheSettings())
