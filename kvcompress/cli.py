@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from kvcompress.commands.ad import ad
 from kvcompress.commands.analyze import analyze, generation, samples
 from kvcompress.commands.bench import bench
 from kvcompress.commands.capture import capture
 from kvcompress.commands.demo import demo
+from kvcompress.commands.diffusion import diffusion
 from kvcompress.commands.export import export
 from kvcompress.commands.failures import OneLineErrors
 from kvcompress.commands.generate import generate
@@ -39,6 +41,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "Find out how far compression can go": (recommend, tucker, similarity, prune),
 }
+_OTHER_WORLDS = "Not chat models: agents that learn in their context, diffusion language models"
 
 
 def _with_hyphens(name: str) -> str:
@@ -58,6 +61,8 @@ for panel, commands in _PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(bench, name="bench", rich_help_panel="Compare and time")
+app.add_typer(ad, name="ad", rich_help_panel=_OTHER_WORLDS)
+app.add_typer(diffusion, name="diffusion", rich_help_panel=_OTHER_WORLDS)
 
 
 def _print_version(wanted: bool) -> None:
