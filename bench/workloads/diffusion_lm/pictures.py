@@ -17,6 +17,7 @@ from kvcompress.analysis.plots.panels import (
     colour_bar,
     from_zero,
     mark_prompt,
+    plain_numbers,
     probability_mesh,
     probability_norm,
     share_axis,
@@ -29,6 +30,7 @@ from kvcompress.bench.workloads.diffusion_lm.history import History
 from kvcompress.bench.workloads.diffusion_lm.history_analysis import COVERAGE_PERCENT, evolution, influence
 
 _MOST_MAPS: Final = 4
+_LEAST_DOUBT: Final = 1e-7  # what float32 can tell from certainty
 _TOP_TOKENS: Final = 15
 _AROUND: Final = 24  # tokens on each side of the prompt's end
 
@@ -148,12 +150,12 @@ def filling_order(history: History) -> Figure:
         title="Blocks from left to right, within each the surest first",
     )
     whole_ticks(above.yaxis)
-    confidence = history.confidence.double().numpy()
-    below.plot(np.nanmean(confidence, axis=1), color=BLUE, label="mean")
-    below.plot(np.nanmin(confidence, axis=1), color=VERMILION, label="least")
+    doubt = np.maximum(1 - history.confidence.double().numpy(), _LEAST_DOUBT)
+    below.semilogy(np.nanmean(doubt, axis=1), color=BLUE, label="mean")
+    below.semilogy(np.nanmax(doubt, axis=1), color=VERMILION, label="of the least sure")
     step_limits(below, history.steps)
-    share_axis(below, "probability")
-    below.set(xlabel="step", title="Probability of the predictions for the block's masks")
+    plain_numbers(below.yaxis)
+    below.set(xlabel="step", ylabel="1 - probability", title="Doubt in the predictions for the block's masks")
     below.legend(loc="best", ncols=2)
     return figure
 
