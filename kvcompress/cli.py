@@ -41,7 +41,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "Find out how far compression can go": (recommend, tucker, similarity, prune),
 }
-_OTHER_WORLDS = "Not chat models: agents that learn in their context, diffusion language models"
+_OTHER_WORLDS = "Beyond chat: agents and diffusion models"
 
 
 def _with_hyphens(name: str) -> str:
