@@ -37,6 +37,7 @@ from kvcompress.bench.headline_tables import (
 from kvcompress.bench.results_file import PROJECT, RESULTS, replace_text
 from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
 from kvcompress.bench.testbed.location import EVALUATION_FILE
+from kvcompress.bench.workloads.diffusion_lm.tables import diffusion_caching, diffusion_training
 
 _MARKED = re.compile(
     r"^(?P<open><!-- table:(?P<name>[a-z0-9_]+) -->)\n(?P<body>.*?)^(?P<close><!-- /table:(?P=name) -->)$",
@@ -115,6 +116,8 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
         "peers_agnostic": (RESULTS / "peers_kvpress_agnostic.json", peers_accuracy),
         "peers_speed": (RESULTS / "peers_kvpress.json", peers_speed),
         "throughput": (RESULTS / "throughput_cpu.json", throughput),
+        "diffusion_training": (RESULTS / "diffusion_training.json", diffusion_training),
+        "diffusion_caching": (RESULTS / "diffusion_caching.json", diffusion_caching),
     }
 )
 
