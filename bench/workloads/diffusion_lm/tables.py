@@ -1,19 +1,19 @@
 """The tables of docs/diffusion.md, from the benchmark's JSON alone."""
 
-from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
+from kvcompress.bench.table_format import Run, figure, markdown, origin
 
 
 def diffusion_caching(run: Run) -> str:
     """Accuracy, agreement, tokens, bytes and speed of every sampler, a row per number of steps and cache."""
     rows = []
     for case in run["cases"]:
-        held = case["held_bytes"]
+        held, (low, high) = case["held_bytes"], case["interval_95"]
         rows.append(
             [
                 str(case["steps"]),
                 case["cache"],
                 f"{100 * case['digits_right']:.2f}",
-                percent(case["exact_match"], case["interval_95"]),
+                f"{100 * case['exact_match']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
                 f"{100 * case['tokens_as_uncached']:.2f}",
                 f"{case['tokens_computed']:,}",
                 "-" if held is None else f"{held / 1024:.0f}",
