@@ -37,6 +37,9 @@ from kvcompress.bench.headline_tables import (
 from kvcompress.bench.results_file import PROJECT, RESULTS, replace_text
 from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
 from kvcompress.bench.testbed.location import EVALUATION_FILE
+from kvcompress.bench.workloads.algorithm_distillation.tables import compression as ad_compression
+from kvcompress.bench.workloads.algorithm_distillation.tables import learning as ad_learning
+from kvcompress.bench.workloads.algorithm_distillation.tables import returns as ad_returns
 from kvcompress.bench.workloads.diffusion_lm.tables import diffusion_caching, diffusion_training
 
 _MARKED = re.compile(
@@ -116,6 +119,9 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
         "peers_agnostic": (RESULTS / "peers_kvpress_agnostic.json", peers_accuracy),
         "peers_speed": (RESULTS / "peers_kvpress.json", peers_speed),
         "throughput": (RESULTS / "throughput_cpu.json", throughput),
+        "ad_learning": (RESULTS / "ad_training.json", ad_learning),
+        "ad_compression": (RESULTS / "ad_compression.json", ad_compression),
+        "ad_returns": (RESULTS / "ad_returns.json", ad_returns),
         "diffusion_training": (RESULTS / "diffusion_training.json", diffusion_training),
         "diffusion_caching": (RESULTS / "diffusion_caching.json", diffusion_caching),
     }
