@@ -20,11 +20,11 @@ CACHES: Final[Mapping[str, CacheSettings | None]] = MappingProxyType(
     {
         UNCACHED: None,
         "cached": CacheSettings(),
-        "cached, 50 % kept": CacheSettings(keep=0.5),
         "cached, 25 % kept": CacheSettings(keep=0.25),
         "cached, 10 % kept": CacheSettings(keep=0.1),
+        "cached, 5 % kept": CacheSettings(keep=0.05),
+        "cached, 2 % kept": CacheSettings(keep=0.02),
         "refreshed every 4 steps": CacheSettings(refresh_every=4),
-        "the same, 25 % kept": CacheSettings(refresh_every=4, keep=0.25),
     }
 )
 EVALUATION_SEED: Final = 1 << 41  # far from the seeds that training uses
