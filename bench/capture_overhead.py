@@ -117,12 +117,11 @@ def _case(
 
 @torch.inference_mode()
 def _generate(
-    model: LlamaForCausalLM, prompt: torch.Tensor, cache: Cache, settings: RecorderSettings | None, folder: Path
+    model: Any, prompt: torch.Tensor, cache: Cache, settings: RecorderSettings | None, folder: Path
 ) -> torch.Tensor:
     recorder = nullcontext() if settings is None else Recorder(model, folder, settings=settings, force=True)
-    generate: Any = model.generate  # typed for a class that mixes generation in
     with recorder:
-        tokens: torch.Tensor = generate(
+        tokens: torch.Tensor = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             past_key_values=cache,
