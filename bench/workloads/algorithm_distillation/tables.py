@@ -1,6 +1,6 @@
 """The tables of Algorithm Distillation, as `kvcompress.bench.tables` renders them from results files."""
 
-from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
+from kvcompress.bench.table_format import Run, figure, markdown, origin
 
 _EPISODES_SHOWN = (1, 2, 3, 4, 6, 8, 10, 12, 15, 20)
 
@@ -35,7 +35,7 @@ def returns(run: Run) -> str:
                 "all" if whole else f"{case['keep_percent']}",
                 f"{case['rooms']}",
                 f"{case['late_return']:.2f}",
-                "" if whole else percent(case["late_return_lost"], case["late_return_lost_interval_95"]),
+                "" if whole else _lost(case),
                 figure(case["speedup_over_full"]),
             ]
         )
@@ -47,14 +47,13 @@ def compression(run: Run) -> str:
     """Loss, length and speed of every strategy at every share that is kept."""
     rows = []
     for case in run["cases"]:
-        lost = percent(case["late_return_lost"], case["late_return_lost_interval_95"])
         whole = case["strategy"] in ("full", "reread")
         rows.append(
             [
                 _NAMES.get(case["strategy"], f"`{case['strategy']}`"),
                 "all" if whole else f"{case['keep_percent']}",
                 f"{case['late_return']:.2f}",
-                "" if whole else lost,
+                "" if whole else _lost(case),
                 f"{case['final_tokens']:.0f}",
                 f"{figure(case['median'])} [{figure(case['q20'])}, {figure(case['q80'])}]",
                 figure(case["speedup_over_reread"]),
@@ -72,6 +71,13 @@ def compression(run: Run) -> str:
         "times caching all",
     ]
     return markdown(header, rows) + f"\n{run['note']}\n" + origin(run)
+
+
+def _lost(case: Run) -> str:
+    """Loss with its interval in whole percent; a negative one is a gain."""
+    low, high = case["late_return_lost_interval_95"]
+    # Whole numbers, since a rounded float may be a negative zero.
+    return f"{round(100 * case['late_return_lost'])} [{round(100 * low)}, {round(100 * high)}]"
 
 
 _NAMES = {"full": "whole, cached", "reread": "whole, read again"}
