@@ -74,12 +74,12 @@ def pruning_importance(results: Results) -> Figure:
         write_values(right, image, heads, ".3g")
     named_ticks(left.yaxis, layers)
     left.set_ylim(len(layers) - 0.5, -0.5)
-    colour_bar(image, right, "attention × norm of the value")
+    colour_bar(image, right, printable(results["importance"]["heads_unit"], 60))
     return figure
 
 
 def curve(results: Results, what: str, order: str, measure: str) -> tuple[list[float], list[float]]:
-    """Shares dropped, ascending, and the measure at each; random orders of several seeds as their mean.
+    """Shares dropped, ascending, and the measure at each, NaN where it was not finite; random orders as their mean.
 
     Args:
         results: ``pruning.json``.
@@ -90,7 +90,7 @@ def curve(results: Results, what: str, order: str, measure: str) -> tuple[list[f
     points = [point for point in results["points"] if point["what"] == what and point["order"] == order]
     by_ratio: dict[float, list[float]] = {}
     for point in points:
-        by_ratio.setdefault(point["dropped"] / point["units"], []).append(point[measure])
+        by_ratio.setdefault(point["dropped"] / point["units"], []).append(float(numbers(point[measure])))
     ratios = sorted(by_ratio)
     return ratios, [float(np.mean(by_ratio[ratio])) for ratio in ratios]
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from kvcompress.commands.runs import Run
 from kvcompress.engine.report import CacheReport
 from kvcompress.policies.base import Policy
+from kvcompress.policies.describe import policy_parameters
 
 if TYPE_CHECKING:
     from kvcompress.commands.generation import Comparison, Outcome
@@ -31,7 +32,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "model": outcome.loaded.name,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "policy": {"name": outcome.policy.name, **asdict(outcome.policy)},
+        "policy": policy_parameters(outcome.policy),
         "prompt_tokens": outcome.prompt_tokens,
         **_run_json(outcome.run),
         "kv_bytes": {

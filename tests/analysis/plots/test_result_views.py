@@ -93,7 +93,7 @@ def pruning_results() -> dict[str, Any]:
         for order, seed in (("least_important", None), ("random", 0), ("random", 2))
         for dropped in (4, 2)
     ]
-    importance = {"layers": [0.1, 0.2], "heads": random(2, 4)}
+    importance = {"layers": [0.1, 0.2], "heads": random(2, 4), "heads_unit": "KL without the head, nats"}
     return {"schema": "kvcompress.pruning/1", "model": MODEL, "tokens": 24, "context": 16, "steps": 8} | {
         "layer_indices": [0, 2],
         "points": points,
@@ -179,6 +179,13 @@ class TestPruning:
         figure = pruning.pruning_importance(results)
         np.testing.assert_array_equal(image_values(panel(figure, "KV heads")), results["importance"]["heads"])
         assert [bar.get_width() for bar in panel(figure, "Layers").patches] == [0.1, 0.2]
+        assert "KL without the head, nats" in [axes.get_ylabel() for axes in figure.axes]
+
+    def test_a_divergence_that_was_not_finite_leaves_a_gap(self) -> None:
+        results = pruning_results()
+        results["points"][0]["kl"] = None
+        values = line_values(panel(pruning.pruning_divergence(results), "Heads"), "least important first")
+        np.testing.assert_array_equal(np.isnan(values), [False, True])
 
     def test_nothing_measured(self) -> None:
         with pytest.raises(NothingToDrawError, match=r"pruning\.json has none"):
