@@ -22,6 +22,8 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     def text(token_id: int) -> str:
         name = str(tokenizer.convert_ids_to_tokens(token_id))
         decoded = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        if name and all(character in _WORD_STARTS for character in name):
+            return " " * len(name)
         if not decoded or _NOT_TEXT in decoded:
             return name
         if name.startswith(_WORD_STARTS) and not decoded.startswith(" "):
