@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+
+from kvcompress.analysis.files import replace_text
 
 SCHEMA: Final = "kvcompress.bench/1"
 PROJECT: Final = Path(__file__).resolve().parent.parent
@@ -68,23 +69,6 @@ def write_results(content: Mapping[str, Any], path: Path) -> None:
     lines = ",\n    ".join(json.dumps(case, allow_nan=False) for case in content["cases"])
     text = json.dumps(head, indent=2, allow_nan=False)[:-2] + ',\n  "cases": [\n    ' + lines + "\n  ]\n}\n"
     replace_text(path, text)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Puts a text in a file's place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        if path.exists():
-            os.chmod(partial, path.stat().st_mode & 0o777)
-        else:
-            os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def _git(*arguments: str) -> str | None:

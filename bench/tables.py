@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
+from kvcompress.analysis.files import replace_text
 from kvcompress.bench.comparison_tables import (
     peers_accuracy,
     peers_speed,
@@ -34,7 +35,7 @@ from kvcompress.bench.headline_tables import (
     headline_bytes,
     headline_goals,
 )
-from kvcompress.bench.results_file import PROJECT, RESULTS, replace_text
+from kvcompress.bench.results_file import PROJECT, RESULTS
 from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
 from kvcompress.bench.testbed.location import EVALUATION_FILE
 from kvcompress.bench.workloads.algorithm_distillation.tables import compression as ad_compression

@@ -19,9 +19,10 @@ from typing import Annotated, Any, Final, NamedTuple
 import torch
 import typer
 
+from kvcompress.analysis.files import replace_text
 from kvcompress.bench.kernels_bench.device_timing import GpuSampler
 from kvcompress.bench.measure import Case, Contender, Sampler, WrongResultError, measure
-from kvcompress.bench.results_file import environment, replace_text
+from kvcompress.bench.results_file import environment
 from kvcompress.bench.tunable_kernels import CASES, Tunable, tunable
 from kvcompress.commands.failures import first_line
 from kvcompress.kernels import tiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kvcompress.bench.results_file import replace_text
+from kvcompress.analysis.files import replace_text
 from kvcompress.bench.sweep.drawing import MODE_TITLES
 from kvcompress.bench.sweep.estimates import Estimate, mean_of, score_of
 from kvcompress.bench.sweep.grid import unique

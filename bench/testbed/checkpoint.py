@@ -1,5 +1,6 @@
 """Checkpoints of a training run: weights, optimizer states and counters, as plain tensors and numbers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,10 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: list[Optimizer])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return Progress(step=state["step"], tokens=state["tokens"], seconds=state["seconds"])
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop what an earlier start logged after its last checkpoint: those steps are done again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")

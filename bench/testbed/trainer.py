@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW, Muon, Optimizer
 from transformers import LlamaForCausalLM
 
 from kvcompress.bench.testbed.accuracy import count_correct
 from kvcompress.bench.testbed.architecture import build_model
-from kvcompress.bench.testbed.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kvcompress.bench.testbed.checkpoint import Progress, cut_log, load_checkpoint, save_checkpoint
+from kvcompress.bench.testbed.optimizers import build_optimizers, step_optimizers
 from kvcompress.bench.testbed.settings import Settings, batch_length, rate_factor, stage_length, task_mix
 from kvcompress.bench.testbed.tasks import TASKS
 from kvcompress.bench.testbed.training_data import Batch, make_batch
@@ -24,35 +24,6 @@ _LOG_EVERY = 25
 _CHECK_EVERY = 500
 _CHECK_SEED = 1_000_000  # not a set that the final evaluation uses
 _SAVE_SECONDS = 180.0
-
-
-def build_optimizers(model: LlamaForCausalLM, settings: Settings) -> list[Optimizer]:
-    """Return Muon for the layers' matrices and AdamW for embeddings, head and norms.
-
-    Args:
-        model: the model.
-        settings: the run's settings.
-
-    Returns:
-        The two optimizers; each group has its highest rate under `peak`.
-    """
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers." in name)]
-    muon = Muon(
-        [{"params": matrices, "peak": settings.muon_rate}],
-        lr=settings.muon_rate,
-        weight_decay=0.05,
-        momentum=0.95,
-        nesterov=True,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    adam = AdamW(
-        [{"params": others, "peak": settings.adam_rate}],
-        lr=settings.adam_rate,
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-    )
-    return [muon, adam]
 
 
 def batch_loss(model: LlamaForCausalLM, batch: Batch, filler_weight: float) -> tuple[Tensor, Tensor]:
@@ -97,13 +68,6 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop what an earlier start logged after its last checkpoint: those steps are done again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
-
-
 class Trainer:
     """One process's part of a run: steps, logging, checkpoints.
 
@@ -120,7 +84,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, settings)
         self.progress = load_checkpoint(folder, self.model, self.optimizers) if resume else Progress()
         if self.rank == 0:
-            _cut_log(folder / LOG_NAME, self.progress.step)
+            cut_log(folder / LOG_NAME, self.progress.step)
         self._hits: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._losses: list[float] = []
 
@@ -165,11 +129,7 @@ class Trainer:
         loss.backward()
         _average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, settings.clip)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_factor(settings, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        step_optimizers(self.optimizers, rate_factor(settings, step))
         self.progress.step += 1
         self.progress.tokens += settings.tokens_per_process * settings.processes
         self._losses.append(loss.item())

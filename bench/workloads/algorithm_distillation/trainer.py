@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from kvcompress.bench.testbed.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kvcompress.bench.testbed.checkpoint import Progress, cut_log, load_checkpoint, save_checkpoint
+from kvcompress.bench.testbed.optimizers import build_optimizers, step_optimizers
 from kvcompress.bench.testbed.settings import rate_factor
-from kvcompress.bench.testbed.trainer import build_optimizers
 from kvcompress.bench.workloads.algorithm_distillation.architecture import build_model, plain_model
 from kvcompress.bench.workloads.algorithm_distillation.cached_agent import CachedAgent
 from kvcompress.bench.workloads.algorithm_distillation.darkroom import split_goals
@@ -47,13 +47,6 @@ def batch_losses(model: LlamaForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor, 
     return action, reward, cell
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop what an earlier start logged after its last checkpoint: those steps are done again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
-
-
 class Trainer:
     """A run: steps, logging, checkpoints.
 
@@ -71,7 +64,7 @@ class Trainer:
         self.model = build_model(settings.seed)
         self.optimizers = build_optimizers(self.model, settings.schedule)
         self.progress = load_checkpoint(folder, self.model, self.optimizers) if resume else Progress()
-        _cut_log(folder / LOG_NAME, self.progress.step)
+        cut_log(folder / LOG_NAME, self.progress.step)
         self._losses: list[list[float]] = []
 
     def run(self, minutes: float) -> bool:
@@ -110,11 +103,7 @@ class Trainer:
         action, reward, cell = batch_losses(self.model, ids)
         torch.autograd.backward(action + settings.reward_weight * reward + settings.cell_weight * cell)
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_factor(settings.schedule, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        step_optimizers(self.optimizers, rate_factor(settings.schedule, step))
         self.progress.step += 1
         self.progress.tokens += ids.numel()
         self._losses.append([part.item() for part in (action, reward, cell)])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
 from transformers import ModernBertForMaskedLM
 
-from kvcompress.bench.testbed.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kvcompress.bench.testbed.checkpoint import Progress, cut_log, load_checkpoint, save_checkpoint
+from kvcompress.bench.testbed.optimizers import build_optimizers, step_optimizers
 from kvcompress.bench.workloads.diffusion_lm.architecture import build_model
 from kvcompress.bench.workloads.diffusion_lm.masking import diffusion_loss, mask_answers
 from kvcompress.bench.workloads.diffusion_lm.settings import Settings, hidden_block, rate_factor, zeros_of_step
@@ -21,32 +21,6 @@ _LOG_EVERY = 25
 _CHECK_EVERY = 200
 _SAVE_EVERY = 100
 _CHECK_SEED = 1 << 40  # far from the seeds of training and of the evaluation
-
-
-def build_optimizers(model: ModernBertForMaskedLM, settings: Settings) -> list[Optimizer]:
-    """Return Muon for the layers' matrices and AdamW for embeddings, head and norms.
-
-    Args:
-        model: the model.
-        settings: the run's settings.
-
-    Returns:
-        The two optimizers; each group has its highest rate under `peak`.
-    """
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers." in name)]
-    muon = Muon(
-        [{"params": matrices, "peak": settings.muon_rate}],
-        lr=settings.muon_rate,
-        weight_decay=0.05,
-        momentum=0.95,
-        nesterov=True,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    adam = AdamW(
-        [{"params": others, "peak": settings.adam_rate}], lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.0
-    )
-    return [muon, adam]
 
 
 @torch.inference_mode()
@@ -79,7 +53,7 @@ class Trainer:
         self.model = build_model(settings.seed)
         self.optimizers = build_optimizers(self.model, settings)
         self.progress = load_checkpoint(folder, self.model, self.optimizers) if resume else Progress()
-        self._cut_log()
+        cut_log(self.folder / LOG_NAME, self.progress.step)
         self._losses: list[float] = []
         self._outcomes: list[Tensor] = []
 
@@ -117,11 +91,7 @@ class Trainer:
         loss, outcome = diffusion_loss(self.model, masked, sums.answers, hidden_block(settings, step))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_factor(settings, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        step_optimizers(self.optimizers, rate_factor(settings, step))
         self.progress.step += 1
         self.progress.tokens += masked.input_ids.numel()
         self._losses.append(loss.item())
@@ -149,11 +119,3 @@ class Trainer:
         }
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as log:
             log.write(json.dumps({**counters, **record}) + "\n")
-
-    def _cut_log(self) -> None:
-        """Drop what an earlier start logged after its last checkpoint: those steps are done again."""
-        path = self.folder / LOG_NAME
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= self.progress.step]
-            path.write_text("".join(kept), encoding="utf-8")

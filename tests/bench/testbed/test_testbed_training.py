@@ -15,6 +15,7 @@ from kvcompress.bench.testbed.architecture import build_model, save_model
 from kvcompress.bench.testbed.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kvcompress.bench.testbed.evaluate import evaluate_model, write_evaluation
 from kvcompress.bench.testbed.location import load_testbed
+from kvcompress.bench.testbed.optimizers import build_optimizers
 from kvcompress.bench.testbed.settings import (
     STAGES,
     Settings,
@@ -25,7 +26,7 @@ from kvcompress.bench.testbed.settings import (
 )
 from kvcompress.bench.testbed.tasks import TASKS
 from kvcompress.bench.testbed.train import train
-from kvcompress.bench.testbed.trainer import LOG_NAME, batch_loss, build_optimizers
+from kvcompress.bench.testbed.trainer import LOG_NAME, batch_loss
 from kvcompress.bench.testbed.training_data import EARLY_MIX, FINAL_MIX, TRAINING_TASKS, make_batch
 from kvcompress.bench.testbed.vocabulary import BOS_ID, EOS_ID, PAD_ID, VOCABULARY_SIZE
 
