@@ -173,14 +173,21 @@ def main(
     made_in = environment()
     sampler = list(samplers(device).values())[-1]
     bandwidth, _ = copy_bandwidth(device, sampler=sampler, clock=time.perf_counter, quick=not chosen.needs_gpu)
+    target = out or (RESULTS / "gpu_end_to_end.json" if chosen.needs_gpu else None)
+    notes = {"clock": "wall time", "copy_bandwidth_bytes_per_second": bandwidth}
     rows = []
+
+    def write(*, complete: bool) -> None:
+        if target is not None:
+            content = results(rows, made_in=made_in, schema=SCHEMA, notes={**notes, "complete": complete})
+            write_results(content, target)
+
     for row in run_shape(chosen, device, TimeLimit(time_limit), bandwidth):
         typer.echo(describe(row))
         rows.append(row)
-    target = out or (RESULTS / "gpu_end_to_end.json" if chosen.needs_gpu else None)
+        write(complete=False)  # a later cell may fail, and what was measured must not be lost
+    write(complete=True)
     if target is not None:
-        notes = {"clock": "wall time", "copy_bandwidth_bytes_per_second": bandwidth}
-        write_results(results(rows, made_in=made_in, schema=SCHEMA, notes=notes), target)
         typer.echo(f"written: {target}")
 
 

@@ -174,9 +174,11 @@ class DecodeGraph:
     def _warm_up(
         self, prepared: _Prepared, model: PreTrainedModel, cache: CompressedCache, step: Callable[[], Any]
     ) -> Any:
+        if cache.one_launch:
+            _make_scratch(cache)
         output, prepared.waited = self._mechanism.warm_up(step, _device(prepared))
         prepared.warm_ups += 1
-        prepared.watch(model, cache)  # a first step makes scratch
+        prepared.watch(model, cache)
         if prepared.waited and prepared.warm_ups == _MOST_WARM_UPS:
             self._refuse("a step of this model, or of this backend, makes the host wait for the device")
         return output
@@ -204,6 +206,13 @@ class DecodeGraph:
 
 def _device(prepared: _Prepared) -> torch.device:
     return prepared.buffers["input_ids"].device
+
+
+def _make_scratch(cache: CompressedCache) -> None:
+    """Makes what a first step would make, on the caller's stream: memory of another stream is reused in its order."""
+    for layer in cache.compressed_layers:
+        if layer.store is not None:
+            _ = layer.store.arrivals
 
 
 def _state(cache: CompressedCache) -> list[torch.Tensor]:

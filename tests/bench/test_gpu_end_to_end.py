@@ -145,7 +145,28 @@ def test_command_writes_a_run_that_can_be_compared(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     content = json.loads(out.read_text(encoding="utf-8"))
     assert content["copy_bandwidth_bytes_per_second"] > 0
+    assert content["complete"]
     assert len(read_run(out).rows) == 16
+
+
+def test_what_was_measured_is_there_when_a_later_cell_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = end_to_end.generate
+
+    def fails_at_last(model: PreTrainedModel, prompt: torch.Tensor, cache: Any, new_tokens: int) -> Any:
+        if prompt.shape == (2, max(TINY.lengths)):
+            raise RuntimeError("the device is gone")
+        return right(model, prompt, cache, new_tokens)
+
+    monkeypatch.setattr(end_to_end, "generate", fails_at_last)
+    app = typer.Typer()
+    app.command()(end_to_end.main)
+    out = tmp_path / "run.json"
+    result = CliRunner().invoke(app, ["--shape", "tiny", "--out", str(out)])
+    assert "the device is gone" in str(result.exception)
+    content = json.loads(out.read_text(encoding="utf-8"))
+    assert content["complete"] is False
+    assert len(content["cases"]) >= 5
+    assert len(read_run(out).rows) == sum("median" in row for row in content["cases"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
