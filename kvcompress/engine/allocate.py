@@ -1,65 +1,44 @@
-"""Step 2, *allocate*: budgets of all layers scored so far, recomputed as each layer comes in (the cascade)."""
+"""Step 2, *allocate*: budgets of all layers scored so far, recomputed as further layers come in (the cascade)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.scored import ScoredBlock, ScoredLayer
 from kvcompress.errors import CacheStateError
 from kvcompress.policies.base import Policy
 from kvcompress.policies.protocols import LayerDemand
 
-
-@dataclass(slots=True)
-class ScoredLayer:
-    """A layer of the running prefill.
-
-    Attributes:
-        layer: the layer.
-        device_entropy: float32 ``[batch]``, as its scorer returned it.
-        device_variance: likewise.
-        available: int64 ``[batch, kv_heads]``, scored tokens that exist (no padding); on the device until fetched.
-        present: int64 ``[batch]``, tokens that the layer had before it was compressed, window included, no padding.
-        tokens: int64 ``[batch]``, tokens of each sequence seen so far, evicted ones included, no padding.
-        entropy: per batch row, once fetched; None where the scorer gives none.
-        variance: likewise.
-        device_ladder: float32 ``[batch, seats]``, see :meth:`Cascade.ladder`; None where the allocator needs none.
-        ladder: per batch row, once fetched, as far as its budget reaches.
-        trimmed_to: the budgets that the layer was last cut to; None: not yet.
-    """
-
-    layer: CompressedLayer
-    device_entropy: torch.Tensor | None
-    device_variance: torch.Tensor | None
-    available: torch.Tensor
-    present: torch.Tensor
-    tokens: torch.Tensor
-    entropy: list[float] | None = None
-    variance: list[float] | None = None
-    device_ladder: torch.Tensor | None = None
-    ladder: list[NDArray[np.float64]] | None = None
-    trimmed_to: list[int] | None = None
-    fetched: bool = False
+# Bytes that a prefill on an accelerator may hold beyond its bound, to spare the host waits and launches: once in blocks
+# that wait for their budgets, once in tokens that are due to go. Little beside the device's memory, yet four layers of
+# an 8k prompt of an 8B model.
+SLACK_BYTES: Final = 128 * 2**20
 
 
 class Cascade:
-    """The budgets of one prefill, layer by layer.
+    """The budgets of one prefill, some layers at a time.
 
     Args:
         policy: whose allocator decides.
         layers: number of compressed layers.
-        every: allocate after every ``every`` layers; more than one asks the device less often and holds more meanwhile.
+        every: allocate after every ``every`` layers; None: as soon as the blocks that wait reach ``slack``.
+        slack: bytes that may be held beyond the bound, see :data:`SLACK_BYTES`.
+
+    Attributes:
+        scored: the layers of the running prefill, or of the last one.
+        settled: whether that prefill is over: all layers scored, compacted and cut to their budgets.
     """
 
-    def __init__(self, policy: Policy, layers: int, every: int) -> None:
+    def __init__(self, policy: Policy, layers: int, *, every: int | None, slack: int) -> None:
         self.policy = policy
         self.layers = layers
         self.every = every
+        self.slack = slack
         self.scored: list[ScoredLayer] = []
+        self.settled = False
 
     @property
     def complete(self) -> bool:
@@ -68,21 +47,34 @@ class Cascade:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a prefill has begun and not reached the last layer."""
-        return bool(self.scored) and not self.complete
+        """Whether a prefill has begun and not come to its end."""
+        return bool(self.scored) and not self.settled
 
-    def add(self, entry: ScoredLayer) -> list[list[int]] | None:
-        """Adds the next layer (the first one starts a new prefill) and allocates when it is due.
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of keys and values of the blocks that wait."""
+        return sum(entry.block.num_bytes for entry in self.scored if entry.block is not None)
+
+    def add(self, entry: ScoredLayer) -> None:
+        """Adds the next layer; the first one starts a new prefill."""
+        if self.settled:
+            self.scored, self.settled = [], False
+        self.scored.append(entry)
+
+    def is_due(self, block: ScoredBlock) -> bool:
+        """Whether it is time to allocate, or the newest layer's block can wait for further ones."""
+        if self.complete:
+            return True
+        if self.every is not None:
+            return len(self.scored) % self.every == 0
+        return self.pending_bytes + block.num_bytes >= self.slack
+
+    def allocate(self) -> list[list[int]]:
+        """Allocates; waits for the device, once, where that knows what the allocator needs.
 
         Returns:
-            Budget of each scored layer and batch row, window excluded, ``[layers so far][batch]``; None where this
-            layer's turn is put off to a later one (``every > 1``).
+            Budget of each scored layer and batch row, window excluded, ``[layers so far][batch]``.
         """
-        if self.complete:
-            self.scored = []
-        self.scored.append(entry)
-        if not self.complete and len(self.scored) % self.every:
-            return None
         self._fetch()
         columns = [self.policy.layer_allocator(demand) for demand in self._demands()]
         budgets = [list(row) for row in zip(*columns, strict=True)]
@@ -141,19 +133,9 @@ class Cascade:
         return demands
 
     def _fetch(self) -> None:
-        """Brings what the allocator needs of the new layers to the host, in one copy."""
+        """Brings what the allocator needs of the new layers to the host."""
         fresh = [entry for entry in self.scored if not entry.fetched]
-        if not fresh:
-            return
-        parts = [part for entry in fresh for part in self._parts(entry)]
-        if any(part.device.type != "cpu" for part in parts):
-            device = parts[-1].device
-            flat = torch.cat([part.flatten().to(device, torch.float64) for part in parts]).cpu()
-            parts = [
-                piece.view(part.shape)
-                for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
-            ]
-        values = iter(parts)
+        values = iter(_on_host([part for entry in fresh for part in self._parts(entry)]))
         for entry in fresh:
             entry.available = next(values).to(torch.int64)
             entry.present = next(values).to(torch.int64)
@@ -179,6 +161,25 @@ class Cascade:
                 )
             parts += [entry.device_entropy, entry.device_variance]
         return parts if entry.device_ladder is None else [*parts, entry.device_ladder]
+
+
+def slack_bytes(policy: Policy, device: torch.device) -> int:
+    """Bytes that a prefill on a device may hold beyond its bound; 0 on the CPU, where nothing runs ahead of the host.
+
+    0 for ``CakeReference`` too: its authors' budgets can grow back, so that every trim decides what is kept.
+    """
+    return 0 if device.type == "cpu" or policy.decode_rule.storage_order else SLACK_BYTES
+
+
+def _on_host(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors on the CPU, those of a device as float64: fetched in ONE copy, hence with one wait."""
+    away = [part for part in parts if part.device.type != "cpu"]
+    if not away:
+        return list(parts)
+    device = away[-1].device
+    flat = torch.cat([part.flatten().to(device, torch.float64) for part in away]).cpu()
+    fetched = iter(flat.split([part.numel() for part in away]))
+    return [part if part.device.type == "cpu" else next(fetched).view(part.shape) for part in parts]
 
 
 def _check_finite(entry: ScoredLayer) -> None:

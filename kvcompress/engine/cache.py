@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvcompress.engine.allocate import Cascade
+from kvcompress.engine.allocate import Cascade, slack_bytes
 from kvcompress.engine.arguments import check_arguments
 from kvcompress.engine.attach import attach, is_attached, text_config
 from kvcompress.engine.attend import attend_token
@@ -51,7 +51,9 @@ class CompressedCache(Cache):
         keep_statistics: keep every layer's token scores for :meth:`statistics` (costs memory).
         compress_sliding: whether sliding-window layers are compressed too. None: only where the model has no other.
         cascade_every: allocate budgets after every that many layers. More asks the device less often and holds more
-            memory during prefill; the tokens kept are the same.
+            memory during prefill; the tokens kept are the same (but for ``CakeReference``, as in its authors' code).
+            None: after every layer on the CPU; on a GPU as soon as the layers that wait hold
+            :data:`~kvcompress.engine.allocate.SLACK_BYTES`.
         static: fixed shapes and device-side positions while decoding, for ``torch.compile`` and CUDA graphs.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
         one_launch: decode by the Triton kernel's one-launch variant instead of two launches per layer. It relies on
@@ -72,7 +74,7 @@ class CompressedCache(Cache):
         *,
         keep_statistics: bool = False,
         compress_sliding: bool | None = None,
-        cascade_every: int = 1,
+        cascade_every: int | None = None,
         static: bool = False,
         backend: str = "auto",
         one_launch: bool = False,
@@ -105,11 +107,14 @@ class CompressedCache(Cache):
         self.static = static
         self.one_launch = one_launch
         self.compressed_layers = [layer for layer in layers if isinstance(layer, CompressedLayer)]
-        self.cascade = Cascade(policy, len(self.compressed_layers), cascade_every)
+        self.cascade = self._new_cascade(slack_bytes(policy, model.device))
         self.observers: list[Observer] = []
         self._blank_layers = {i: deepcopy(x) for i, x in enumerate(layers) if not isinstance(x, CompressedLayer)}
         self._config = _Shared(text_config(model))
         self._pending: CompressedLayer | None = None
+
+    def _new_cascade(self, slack: int) -> Cascade:
+        return Cascade(self.policy, len(self.compressed_layers), every=self.cascade_every, slack=slack)
 
     # ---- transformers' protocol -----------------------------------------------------------------------------------
 
@@ -219,12 +224,18 @@ class CompressedCache(Cache):
         for layer in self.compressed_layers:
             layer.reset()
         self.forget_step()
-        self.cascade = Cascade(self.policy, len(self.compressed_layers), self.cascade_every)
+        self.cascade = self._new_cascade(self.cascade.slack)
 
     # ---- observers ------------------------------------------------------------------------------------------------
 
     def add_observer(self, observer: Observer) -> None:
-        """Lets an observer hear ``on_prefill``, ``on_evict`` and ``on_decode``."""
+        """Lets an observer hear ``on_prefill``, ``on_evict`` and ``on_decode``.
+
+        A layer's ``on_prefill`` comes when it has been scored. Whenever budgets are allocated (see ``cascade_every``)
+        follow ``on_evict`` of stage ``"cascade"`` for the earlier layers that are trimmed, then of stage ``"prefill"``
+        for those that waited, each in the order of the layers, where tokens go. Until then a waiting layer holds what
+        it held before this prefill.
+        """
         self.observers.append(observer)
 
     def remove_observer(self, observer: Observer) -> None:
@@ -282,8 +293,11 @@ class CompressedCache(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the storages that the cache really holds, all layers and bookkeeping included."""
-        return sum(layer_bytes(layer) for layer in self.layers)
+        """Bytes of the storages that the cache really holds, all layers and bookkeeping included.
+
+        During a prefill also keys and values of the blocks that wait for their budgets.
+        """
+        return sum(layer_bytes(layer) for layer in self.layers) + self.cascade.pending_bytes
 
     def report(self) -> CacheReport:
         """Bytes held, bytes of a full cache, and tokens kept per layer."""

@@ -1,4 +1,4 @@
-"""The cascade: trims earlier layers as later ones come in, and settles all of them after the last."""
+"""The cascade: when budgets are due, trims earlier layers and compacts the ones that waited; settles after the last."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from kvcompress.engine.compact import compact
 from kvcompress.engine.events import EvictEvent, missing_positions
 from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.scored import ScoredBlock, ScoredLayer
+from kvcompress.engine.selection import select, select_as_torch
 from kvcompress.policies.base import Policy
 
 if TYPE_CHECKING:
@@ -33,24 +36,101 @@ def rows_of(policy: Policy, scores: torch.Tensor | None, budgets: list[int], ava
     return [int(n) for n in torch.minimum(shares, available.cpu()).flatten().tolist()]
 
 
-def trim_earlier(cache: CompressedCache, budgets: list[list[int]]) -> None:
-    """Cuts the layers before the newest one down to their new budgets."""
-    for entry, budget in zip(cache.cascade.scored[:-1], budgets[:-1], strict=True):
-        layer = entry.layer
-        if layer.store is None or layer.rows is None or entry.trimmed_to == budget:
-            continue
-        entry.trimmed_to = budget
-        held = layer.rows.held
-        scores = _held_scores(layer) if cache.policy.head_allocator.needs_scores else None
-        wanted = rows_of(cache.policy, scores, budget, entry.available)
-        kept = [min(h, w) for h, w in zip(held, wanted, strict=True)]
-        if kept == held:
-            continue
-        before = layer.store.dense(layer.store.slots.positions, -1).clone() if cache.observers else None
-        layer.store.trim(held, kept)
-        layer.rows.held = kept
-        if before is not None:
-            tell_evicted(cache, layer, before, "cascade")
+def compress(cache: CompressedCache, entry: ScoredLayer, block: ScoredBlock) -> None:
+    """Takes the next layer of a prefill in: it waits, or budgets are due and all that wait are compacted.
+
+    Layers that are stored are trimmed first, and each block is let go once it has been compacted, so that memory never
+    peaks.
+    """
+    cascade = cache.cascade
+    cascade.add(entry)
+    if not cascade.is_due(block):
+        entry.block = block
+        return
+    budgets = cascade.allocate()
+    _trim_stored(cache, budgets)
+    for waiting, budget in zip(cascade.scored, budgets, strict=True):
+        if waiting.block is not None:
+            _store(cache, waiting, waiting.block, budget)
+    _store(cache, entry, block, budgets[-1])
+    if cascade.complete:
+        settle(cache, budgets)
+        cascade.settled = True
+
+
+def _store(cache: CompressedCache, entry: ScoredLayer, block: ScoredBlock, budget: list[int]) -> None:
+    """Selects and compacts: a layer holds what its budget lets it keep, best first, and the window."""
+    entry.block = None  # it goes when this is done
+    layer, policy = entry.layer, cache.policy
+    held = rows_of(policy, block.scores, budget, entry.available)
+    layer.store = compact(
+        block.keys,
+        block.values,
+        block.positions,
+        block.scores,
+        _choose(cache, block.scores, entry, held),
+        held=held,
+        window=block.window,
+        spare=spare_slots(policy),
+        backend=cache.backend,
+    )
+    layer.start_rows(held, block.window)
+    entry.trimmed_to = budget
+    if cache.observers:
+        tell_evicted(cache, layer, block.positions, "prefill")
+
+
+def _choose(cache: CompressedCache, scores: torch.Tensor, entry: ScoredLayer, held: list[int]) -> torch.Tensor:
+    """Indices of the tokens that are kept, in the order in which they are stored."""
+    if not cache.policy.decode_rule.storage_order:
+        return select(scores, held, cache.backend)
+    # A row in its own order keeps all its tokens, and they come last.
+    padding = scores.shape[-1] - entry.available.to(scores.device)
+    place = (padding[..., None] + torch.arange(max(held), device=scores.device)).clamp(max=scores.shape[-1] - 1)
+    own_order = [cache.policy.stores_chronologically(tokens) for tokens in entry.tokens.tolist()]
+    keep_order = torch.tensor(own_order, device=scores.device)[:, None, None]
+    return torch.where(keep_order, place, select_as_torch(scores, max(held)))
+
+
+def _trim_stored(cache: CompressedCache, budgets: list[list[int]]) -> None:
+    """Cuts the stored layers to their new budgets, as soon as what they hold beyond them exceeds the slack."""
+    changed = [
+        (entry, budget)
+        for entry, budget in zip(cache.cascade.scored, budgets, strict=True)
+        if entry.trimmed_to not in (None, budget)
+    ]
+    excess = sum(_excess_bytes(entry.layer, budget) for entry, budget in changed)
+    if cache.cascade.complete or excess > cache.cascade.slack:
+        for entry, budget in changed:
+            _trim(cache, entry, budget)
+
+
+def _excess_bytes(layer: CompressedLayer, budget: list[int]) -> int:
+    """Bytes of the chosen tokens that a layer holds beyond a budget, sequence by sequence."""
+    if layer.store is None or layer.rows is None:
+        return 0
+    held, heads = layer.rows.held, layer.store.kv_heads
+    excess = sum(max(sum(held[b * heads : (b + 1) * heads]) - heads * most, 0) for b, most in enumerate(budget))
+    return excess * sum(array.nbytes for array in layer.store.slots) // sum(layer.store.lengths)
+
+
+def _trim(cache: CompressedCache, entry: ScoredLayer, budget: list[int]) -> None:
+    """Cuts a layer to its new budget: its tokens are stored best first, so what stays is the start of each row."""
+    layer, policy = entry.layer, cache.policy
+    if layer.store is None or layer.rows is None:
+        return
+    entry.trimmed_to = budget
+    held = layer.rows.held
+    scores = _held_scores(layer) if policy.head_allocator.needs_scores else None
+    wanted = rows_of(policy, scores, budget, entry.available)
+    kept = [min(h, w) for h, w in zip(held, wanted, strict=True)]
+    if kept == held:
+        return
+    before = layer.store.dense(layer.store.slots.positions, -1).clone() if cache.observers else None
+    layer.store.trim(held, kept)
+    layer.rows.held = kept
+    if before is not None:
+        tell_evicted(cache, layer, before, "cascade")
 
 
 def settle(cache: CompressedCache, budgets: list[list[int]]) -> None:

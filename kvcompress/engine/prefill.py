@@ -1,4 +1,4 @@
-"""A block of several tokens: attend, then score, allocate, select and compact."""
+"""A block of several tokens: attend, then score; the cascade does the rest."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvcompress.engine.allocate import ScoredLayer
 from kvcompress.engine.attend import attend_block, attend_materialised
 from kvcompress.engine.attention import AttentionCall
-from kvcompress.engine.cascade import rows_of, settle, spare_slots, tell_evicted, trim_earlier
-from kvcompress.engine.compact import compact
+from kvcompress.engine.cascade import compress
 from kvcompress.engine.events import PrefillEvent
 from kvcompress.engine.guards import check_continues
 from kvcompress.engine.layer import CompressedLayer
@@ -19,7 +17,8 @@ from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.log_sum_exp import overhear_log_sum_exp
 from kvcompress.engine.masks import block_mask, last_query_mask, token_mask
 from kvcompress.engine.score import LayerScores, ScoreInputs
-from kvcompress.engine.selection import mark_scores, select, select_as_torch
+from kvcompress.engine.scored import ScoredBlock, ScoredLayer
+from kvcompress.engine.selection import mark_scores
 
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
@@ -72,7 +71,7 @@ def prefill(
             check_continues(layer, call)
         output, block = _continue(layer, call)
     with torch.no_grad():
-        _compress(cache, layer, call, block)
+        _score(cache, layer, call, block)
     return output
 
 
@@ -145,7 +144,8 @@ def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.
     return (output, None), block
 
 
-def _compress(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall, block: Block) -> None:
+def _score(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall, block: Block) -> None:
+    """Scores a layer's block, tells observers, and hands the layer to the cascade."""
     policy, tokens = cache.policy, block.keys.shape[2]
     window = min(policy.window_size, tokens)
     if layer.sliding_window is not None:
@@ -175,52 +175,18 @@ def _compress(cache: CompressedCache, layer: CompressedLayer, call: AttentionCal
         )  # fmt: skip
         for observer in cache.observers:
             observer.on_prefill(event)
-    _store(cache, layer, block, inputs, scores)
-
-
-def _store(
-    cache: CompressedCache, layer: CompressedLayer, block: Block, inputs: ScoreInputs, scores: LayerScores
-) -> None:
-    """Allocates, selects and compacts; layers that were stored before are trimmed first, so memory never peaks."""
-    scored_positions = None if block.positions is None else block.positions[..., : inputs.scored]
-    marked = mark_scores(scores.token_scores, scored_positions, block.row_start, cache.policy.sink_tokens)
-    entry = _scored_layer(layer, block, inputs, scores)
-    entry.device_ladder = cache.cascade.ladder(marked, int(layer.seen))
-    budgets = cache.cascade.add(entry)
-    held = [inputs.scored] * (block.keys.shape[0] * block.keys.shape[1])
-    if budgets is not None:
-        trim_earlier(cache, budgets)
-        held = rows_of(cache.policy, marked, budgets[-1], entry.available)
-    chosen = _choose(cache, marked, entry, held)
-    layer.store = compact(
-        block.keys,
-        block.values,
-        block.filled_positions(),
-        marked,
-        chosen,
-        held=held,
-        window=inputs.window,
-        spare=spare_slots(cache.policy),
-        backend=inputs.backend,
-    )
-    layer.start_rows(held, inputs.window)
     layer.statistics = _statistics(cache, scores)
-    if cache.observers:
-        tell_evicted(cache, layer, block.filled_positions(), "prefill")
-    if budgets is not None and cache.cascade.complete:
-        settle(cache, budgets)
-
-
-def _choose(cache: CompressedCache, marked: torch.Tensor, entry: ScoredLayer, held: list[int]) -> torch.Tensor:
-    """Indices of the tokens that are kept, in the order in which they are stored."""
-    if not cache.policy.decode_rule.storage_order:
-        return select(marked, held, cache.backend)
-    # A row in its own order keeps all its tokens, and they come last.
-    padding = marked.shape[-1] - entry.available.to(marked.device)
-    place = (padding[..., None] + torch.arange(max(held), device=marked.device)).clamp(max=marked.shape[-1] - 1)
-    own_order = [cache.policy.stores_chronologically(tokens) for tokens in entry.tokens.tolist()]
-    keep_order = torch.tensor(own_order, device=marked.device)[:, None, None]
-    return torch.where(keep_order, place, select_as_torch(marked, max(held)))
+    scored_positions = None if block.positions is None else block.positions[..., : inputs.scored]
+    scored_block = ScoredBlock(
+        keys=block.keys,
+        values=block.values,
+        positions=block.filled_positions(),
+        scores=mark_scores(scores.token_scores, scored_positions, block.row_start, policy.sink_tokens),
+        window=window,
+    )
+    entry = _scored_layer(layer, block, inputs, scores)
+    entry.device_ladder = cache.cascade.ladder(scored_block.scores, int(layer.seen))
+    compress(cache, entry, scored_block)
 
 
 def _scored_layer(layer: CompressedLayer, block: Block, inputs: ScoreInputs, scores: LayerScores) -> ScoredLayer:
