@@ -12,21 +12,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kvcompress.bench import measure as measuring
+from kvcompress.bench.candidate_tiles import candidates, rule_of, using
 from kvcompress.bench.measure import Contender
+from kvcompress.bench.tiles_file import content, read_tiles, write_tiles
 from kvcompress.bench.tunable_kernels import CASES, Tunable, tunable
 from kvcompress.bench.tune_tiles import (
     MARGIN,
-    Candidate,
     Outcome,
-    candidates,
+    Timed,
     choose,
-    content,
     main,
-    read_tiles,
-    rule_of,
     tune,
-    using,
-    write_tiles,
 )
 from kvcompress.kernels import tiles
 from kvcompress.kernels.tiles import Tile, tile, tile_key
@@ -65,7 +61,7 @@ def by_tile(times: dict[Tile, float], other: float = 9.0) -> Callable[[Contender
 @given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=12, unique=True))
 def test_chosen_is_the_fastest_or_the_rule_within_the_margin(medians: list[float]) -> None:
     found = [
-        Candidate(Tile(block_n=16 << index, heads=1, warps=4, stages=2), median) for index, median in enumerate(medians)
+        Timed(Tile(block_n=16 << index, heads=1, warps=4, stages=2), median) for index, median in enumerate(medians)
     ]
     rule = found[0]
     best = choose(found, rule.tile)
@@ -75,7 +71,7 @@ def test_chosen_is_the_fastest_or_the_rule_within_the_margin(medians: list[float
 
 
 def test_without_a_rule_that_works_the_fastest_wins() -> None:
-    found = [Candidate(FAST, 2.0), Candidate(Tile(block_n=32, heads=1, warps=4, stages=2), 1.0)]
+    found = [Timed(FAST, 2.0), Timed(Tile(block_n=32, heads=1, warps=4, stages=2), 1.0)]
     assert choose(found, RULE) == found[1]
     with pytest.raises(ValueError, match="no candidate gave a right result"):
         choose([], RULE)
@@ -83,7 +79,7 @@ def test_without_a_rule_that_works_the_fastest_wins() -> None:
 
 def test_equal_times_give_the_smaller_tile() -> None:
     small = Tile(block_n=32, heads=1, warps=4, stages=2)
-    assert choose([Candidate(FAST, 1.0), Candidate(small, 1.0)], RULE).tile == small
+    assert choose([Timed(FAST, 1.0), Timed(small, 1.0)], RULE).tile == small
 
 
 @pytest.mark.parametrize("kernel", ["window_lse", "window_scores", "decode_attend"])
@@ -93,8 +89,13 @@ def test_candidates_differ_fit_and_begin_with_the_rule(kernel: str, group: int) 
     found = list(candidates(kernel, group=group, window=32, rule=rule))
     assert found[0] == rule
     assert len(set(found)) == len(found) > 8
-    if kernel != "decode_attend":
+    if kernel == "decode_attend":
+        assert {one.block_n for one in found} == {16, 32, 64, 128}
+        assert {one.warps for one in found} == {2, 4, 8}
+        assert {one.heads for one in found} == {rule.heads}
+    else:
         assert all(one.heads * 32 <= 128 for one in found)
+        assert {one.heads for one in found} == ({1} if group == 1 else {4, 2, 1})
 
 
 def test_tuning_finds_the_fastest_tile() -> None:
@@ -120,6 +121,19 @@ def test_wrong_and_impossible_tiles_are_dropped_however_fast() -> None:
     assert set(reasons) == {FAST, impossible}
     assert "wrong result" in reasons[FAST]
     assert reasons[impossible] == "RuntimeError: out of resource: shared memory"
+
+
+def test_what_did_not_compile_is_dropped_with_its_reason_and_not_run() -> None:
+    def run() -> None:
+        assert tile_in_force() != FAST
+
+    tried = list(candidates("window_scores", group=4, window=32, rule=RULE))
+    outcome = tune(
+        made_up(run=run), RULE, tried, sampler=by_tile({FAST: 0.1, RULE: 2.0}), repeats=1, failures={FAST: "too large"}
+    )
+    assert [(one.tile, one.reason) for one in outcome.dropped] == [(FAST, "too large")]
+    assert outcome.tried == len(tried) - 1
+    assert outcome.chosen == RULE
 
 
 def test_a_kernel_that_is_wrong_with_every_tile_is_no_matter_of_tiles() -> None:
