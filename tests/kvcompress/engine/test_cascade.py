@@ -1,0 +1,256 @@
+"""When budgets are allocated and layers trimmed changes what is held meanwhile and what is asked, not what is kept."""
+
+import functools
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from kvcompress import (
+    AdaKV,
+    Cake,
+    CakeCache,
+    CakeReference,
+    CompressedCache,
+    EvictEvent,
+    Full,
+    Observer,
+    Policy,
+    PrefillEvent,
+    make_policy,
+)
+from kvcompress.engine.allocate import SLACK_BYTES, Cascade, slack_bytes
+from kvcompress.errors import CacheStateError
+from tests.kvcompress.engine.architectures import build, shared_model
+from tests.kvcompress.engine.helpers import LONG, MEDIUM, SHORT, forward, left_padded, prompt
+from tests.kvcompress.engine.policies import EVICTING_POLICIES, SMALL, WINDOW
+from tests.kvcompress.engine.test_memory import reachable_bytes
+
+LAYERS = 4
+PER_SLOT = 2 * 8 * 4 + 8 + 4  # keys and values of 8 float32, position, score
+HUGE = 1 << 40
+LAWFUL: dict[str, Policy] = {name: make() for name, make in EVICTING_POLICIES.items() if name != "cake-reference"} | {
+    "full": Full(),
+    "pyramidkv": make_policy("pyramidkv", **SMALL),
+    "adakv-no-floor": make_policy("adakv", base="cake", floor=0.0, **SMALL, decode="accumulate"),
+    "adakv-ladders": AdaKV(base=make_policy("layer_defensivekv", **SMALL, decode="ema")),
+}
+
+
+def block_bytes(tokens: int, batch: int = 1) -> int:
+    """Bytes of keys and values of a block of the tiny llama: 2 heads of 8 in float32."""
+    return batch * 2 * tokens * 2 * 8 * 4
+
+
+def cache_with(model: PreTrainedModel, policy: Policy, slack: int, **options: Any) -> CompressedCache:
+    cache = CompressedCache(model, policy, **options)
+    cache.cascade.slack = slack
+    return cache
+
+
+def state(cache: CompressedCache) -> list[torch.Tensor]:
+    """All that a prefill leaves behind: the slots in their order, the rows, the statistics."""
+    found = []
+    for layer in cache.compressed_layers:
+        assert layer.store is not None
+        assert layer.statistics is not None
+        numbers = layer.statistics
+        found += [*layer.store.slots, layer.store.row_offsets, layer.store.next_slot, numbers.budget]
+        found += [numbers.token_scores, numbers.entropy, numbers.variance, numbers.preference]
+    return [tensor.clone() for tensor in found if tensor is not None]
+
+
+def conversation(cache: CompressedCache, model: PreTrainedModel) -> list[torch.Tensor]:
+    """A left-padded batch, its prompt in two chunks, then two turns of decoding: every state and logit on the way."""
+    ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)])
+    found = []
+    for chunk in (slice(0, 70), slice(70, LONG)):
+        found += [forward(model, cache, ids[:, chunk], mask[:, : chunk.stop]), *state(cache)]
+    for length in (1, 1, 1, 25, 1, 1):
+        mask = torch.cat([mask, mask.new_ones(3, length)], dim=1)
+        found.append(forward(model, cache, prompt(length, length).repeat(3, 1), mask))
+        found += state(cache) if length > 1 else []
+    return [*found, *(cache.kept_positions(layer.layer_idx) for layer in cache.compressed_layers)]
+
+
+@functools.cache
+def trimmed_at_once(name: str, policy: str) -> list[torch.Tensor]:
+    model = shared_model(name)
+    return conversation(cache_with(model, LAWFUL[policy], 0, cascade_every=1, keep_statistics=True), model)
+
+
+@given(
+    name=st.sampled_from(["llama", "gemma3", "mistral-sliding"]),
+    policy=st.sampled_from(sorted(LAWFUL)),
+    every=st.sampled_from([None, 1, 2, 3, LAYERS]),
+    slack=st.sampled_from([0, 1, 2_000, 20_000, 60_000, HUGE]),
+)
+def test_the_same_is_kept_whenever_layers_wait_or_are_trimmed(
+    name: str, policy: str, every: int | None, slack: int
+) -> None:
+    model = shared_model(name)
+    cache = cache_with(model, LAWFUL[policy], slack, cascade_every=every, keep_statistics=True)
+    for got, expected in zip(conversation(cache, model), trimmed_at_once(name, policy), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+class Held(Observer):
+    """Samples what is held whenever something happens."""
+
+    def __init__(self, cache: CompressedCache) -> None:
+        self.cache, self.bytes, self.pending = cache, [0], [0]
+
+    def sample(self, *_: Any) -> None:
+        self.bytes.append(self.cache.num_bytes)
+        self.pending.append(self.cache.cascade.pending_bytes)
+
+    on_prefill = on_evict = sample
+
+
+@pytest.mark.parametrize("blocks", [0, 1.5, 2.5, 10])
+@pytest.mark.parametrize("policy", [Cake(**SMALL), AdaKV(base=Cake(**SMALL))], ids=["cake", "adakv"])
+def test_a_prefill_holds_its_budgets_one_layer_and_the_slack(policy: Policy, blocks: float) -> None:
+    model, tokens = build("llama"), 600
+    slack = int(blocks * block_bytes(tokens))
+    cache = cache_with(model, policy, slack)
+    held = Held(cache)
+    cache.add_observer(held)
+    for layer in model.model.layers:
+        layer.register_forward_hook(held.sample)
+    assert policy.cache_size is not None
+    total = LAYERS * 2 * (policy.cache_size + 1) * PER_SLOT
+    bookkeeping = LAYERS * 200
+    forward(model, cache, prompt(tokens))
+    # The running layer's block is its attention's, and comes on top: one full layer.
+    assert max(held.pending) <= slack
+    assert max(held.bytes) - max(held.pending) <= total + slack + bookkeeping
+    assert max(held.bytes) <= total + 2 * slack + bookkeeping
+    assert (max(held.pending) > 0) == (blocks > 1)
+    assert held.bytes[-1] <= total + bookkeeping
+    held.bytes.clear()
+    forward(model, cache, prompt(tokens, 1))  # the old stores go as the new ones come
+    assert max(held.bytes) <= 2 * (total + slack + bookkeeping)
+
+
+def test_layers_that_are_trimmed_late_are_held_within_the_slack(llama: PreTrainedModel) -> None:
+    most = {}
+    for slack in (0, 5_000, HUGE):
+        cache = cache_with(llama, Cake(**SMALL), slack, cascade_every=1)
+        held = Held(cache)
+        cache.add_observer(held)
+        forward(llama, cache, prompt(LONG))
+        most[slack] = max(held.bytes)
+        assert not any(held.pending)
+    total = LAYERS * 2 * 41 * PER_SLOT + LAYERS * 200
+    assert most[0] <= total
+    assert most[5_000] <= total + 5_000 < most[HUGE]
+
+
+@pytest.mark.parametrize(("blocks", "times"), [(0, 4), (1, 4), (1.5, 2), (2, 2), (3, 2), (4, 1), (99, 1)])
+def test_layers_wait_until_their_blocks_reach_the_slack(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, blocks: float, times: int
+) -> None:
+    allocate, scored = Cascade.allocate, []
+    monkeypatch.setattr(Cascade, "allocate", lambda self: scored.append(len(self.scored)) or allocate(self))
+    forward(llama, cache_with(llama, Cake(**SMALL), int(blocks * block_bytes(LONG))), prompt(LONG))
+    assert len(scored) == times
+    assert scored[-1] == LAYERS
+
+
+class Order(Observer):
+    """Notes which layer something happened to."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def on_prefill(self, event: PrefillEvent) -> None:
+        self.events.append(("scored", event.layer_idx))
+
+    def on_evict(self, event: EvictEvent) -> None:
+        self.events.append((event.stage, event.layer_idx))
+
+
+def test_order_of_events(llama: PreTrainedModel) -> None:
+    heard = {}
+    for slack, every in ((0, 2), (HUGE, 2), (HUGE, None)):
+        cache = cache_with(llama, Cake(cache_size=24, window_size=WINDOW), slack, cascade_every=every)
+        order = Order()
+        cache.add_observer(order)
+        forward(llama, cache, prompt(LONG))
+        heard[slack, every] = order.events
+    first, second = ([("scored", i), ("scored", i + 1)] for i in (0, 2))
+    own = [("prefill", i) for i in range(LAYERS)]
+    trims = [("cascade", 0), ("cascade", 1)]
+    assert heard[0, 2] == heard[HUGE, 2] == [*first, *own[:2], *second, *trims, *own[2:]]
+    assert heard[HUGE, None] == [*first, *second, *own]
+
+
+def interrupted(model: PreTrainedModel, cache: CompressedCache) -> None:
+    """A prefill that breaks off after the attention of three of four layers."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.model.layers[2].mlp.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        forward(model, cache, prompt(LONG))
+    handle.remove()
+
+
+def test_interrupted_prefill_lets_its_waiting_blocks_go(llama: PreTrainedModel) -> None:
+    model = build("llama")
+    cache = cache_with(model, Cake(**SMALL), HUGE)
+    interrupted(model, cache)
+    assert cache.num_bytes == cache.cascade.pending_bytes == 3 * block_bytes(LONG)
+    # Beside keys and values: positions, scores, a few numbers; no query, no output.
+    assert reachable_bytes(cache) <= cache.num_bytes + 3 * (LONG * 8 + 2 * LONG * 4 + 300)
+    with pytest.raises(CacheStateError, match=r"reached 3 of 4 layers.*cache\.reset\(\)"):
+        forward(model, cache, prompt(5))
+    watched = [weakref.ref(entry.block.keys) for entry in cache.cascade.scored if entry.block]
+    gc.collect()
+    cache.reset()
+    assert [reference() for reference in watched] == [None] * 3
+    assert cache.num_bytes == reachable_bytes(cache) == 0
+    assert cache.cascade.slack == HUGE
+    assert torch.equal(
+        forward(model, cache, prompt(LONG)), forward(llama, CompressedCache(llama, Cake(**SMALL)), prompt(LONG))
+    )
+
+
+def test_interrupted_second_turn_keeps_what_was_held(llama: PreTrainedModel) -> None:
+    model = build("llama")
+    cache = cache_with(model, Cake(**SMALL), HUGE)
+    forward(model, cache, prompt(LONG))
+    before, held = state(cache), cache.num_bytes
+    interrupted(model, cache)
+    assert cache.num_bytes == held + cache.cascade.pending_bytes > held
+    stores = [tensor for layer in cache.compressed_layers if layer.store for tensor in layer.store.slots]
+    assert len(stores) == 4 * LAYERS
+    assert all(any(torch.equal(tensor, old) for old in before) for tensor in stores)
+
+
+def test_a_prefill_that_breaks_off_in_its_last_layer_cannot_be_continued(llama: PreTrainedModel) -> None:
+    class Breaks(Observer):
+        def on_evict(self, event: EvictEvent) -> None:
+            if event.layer_idx == LAYERS - 1:
+                raise KeyboardInterrupt
+
+    for slack in (0, HUGE):
+        cache = cache_with(llama, Cake(cache_size=16, window_size=WINDOW), slack)
+        cache.add_observer(Breaks())
+        with pytest.raises(KeyboardInterrupt):
+            forward(llama, cache, prompt(LONG))
+        with pytest.raises(CacheStateError, match=r"reached 4 of 4 layers.*cache\.reset\(\)"):
+            forward(llama, cache, prompt(1))
+
+
+def test_slack_is_for_devices_that_run_ahead_of_the_host(llama: PreTrainedModel) -> None:
+    assert CakeCache(llama, 40, WINDOW).cascade.slack == 0
+    cuda = torch.device("cuda")
+    assert slack_bytes(Cake(**SMALL), cuda) == SLACK_BYTES
+    assert slack_bytes(CakeReference(**SMALL), cuda) == 0  # whose budgets can grow back: each trim counts
