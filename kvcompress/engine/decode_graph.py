@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache as once
-from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from kvcompress.engine.capture import CaptureMechanism, Replay
 from kvcompress.engine.decode_call import DecodeCall, is_decode_step, rebuilt, why_not_captured
+from kvcompress.engine.watched_weights import WatchedWeights
 
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
@@ -44,7 +45,7 @@ class _Prepared:
         buffers: the step's inputs, at fixed addresses.
         warm_ups: steps that ran as a capture would run them.
         waited: whether the last of them made the host wait for the device.
-        weights: the model's parameters and buffers, and the addresses of what they held.
+        weights: the state of the model's weights that it was prepared for, see :class:`WatchedWeights`.
         state: the cache's tensors. Held, so that none of their addresses can belong to anything else.
         replay: the captured step.
     """
@@ -54,7 +55,7 @@ class _Prepared:
     buffers: dict[str, torch.Tensor]
     warm_ups: int = 0
     waited: bool = False
-    weights: list[tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=list)
+    weights: int = 0
     state: list[torch.Tensor] = field(default_factory=list)
     replay: Replay | None = None
 
@@ -65,22 +66,16 @@ class _Prepared:
         }
         return cls(call.key, weakref.ref(model), buffers)
 
-    def watch(self, model: PreTrainedModel, cache: CompressedCache) -> None:
+    def watch(self, cache: CompressedCache, weights: int) -> None:
         """Notes where everything lies that the step reads and writes."""
-        tensors = (
-            t for t in chain(model.parameters(), model.buffers()) if type(t) in (torch.nn.Parameter, torch.Tensor)
-        )
-        self.weights = [(weakref.ref(tensor), tensor.data_ptr()) for tensor in tensors]
-        self.state = _state(cache)
+        self.weights, self.state = weights, _state(cache)
 
-    def fits(self, model: PreTrainedModel, cache: CompressedCache, call: DecodeCall) -> bool:
+    def fits(self, model: PreTrainedModel, cache: CompressedCache, call: DecodeCall, weights: int) -> bool:
         """Whether a call has the same inputs, and everything still lies where it lay."""
-        if self.key != call.key or self.model() is not model:
+        if self.key != call.key or self.model() is not model or self.weights != weights:
             return False
         now = _state(cache)
-        if len(now) != len(self.state) or any(a is not b for a, b in zip(now, self.state, strict=True)):
-            return False
-        return all((weight := ref()) is not None and weight.data_ptr() == at for ref, at in self.weights)
+        return len(now) == len(self.state) and all(map(is_, now, self.state))
 
     def load(self, call: DecodeCall) -> None:
         """Copies a call's inputs into the buffers."""
@@ -129,6 +124,7 @@ class DecodeGraph:
         forward: Callable[..., Any],
         cache: CompressedCache,
         arguments: dict[str, Any],
+        weights: WatchedWeights,
     ) -> Any:
         """A call of the model with the cache that this graph belongs to.
 
@@ -137,6 +133,7 @@ class DecodeGraph:
             forward: its forward without graphs.
             cache: the cache.
             arguments: all arguments, by name.
+            weights: watches the model's weights.
 
         Returns:
             The model's output; its tensors are the caller's own.
@@ -148,13 +145,18 @@ class DecodeGraph:
         if reason is not None:
             tell_once(reason)
             return forward(**arguments)
-        return self._step(model, forward, cache, DecodeCall.read(arguments))
+        return self._step(model, forward, cache, DecodeCall.read(arguments), weights)
 
     def _step(
-        self, model: PreTrainedModel, forward: Callable[..., Any], cache: CompressedCache, call: DecodeCall
+        self,
+        model: PreTrainedModel,
+        forward: Callable[..., Any],
+        cache: CompressedCache,
+        call: DecodeCall,
+        weights: WatchedWeights,
     ) -> Any:
         prepared = self._prepared
-        if prepared is None or not prepared.fits(model, cache, call):
+        if prepared is None or not prepared.fits(model, cache, call, weights.version(model)):
             self.drop()
             prepared = self._prepared = _Prepared.of(model, call)
         prepared.load(call)
@@ -164,21 +166,19 @@ class DecodeGraph:
             return rebuilt(output, lambda tensor: tensor, (cache, _TheCache))
 
         if prepared.replay is None and (prepared.waited or prepared.warm_ups == 0):
-            output = self._warm_up(prepared, model, cache, step)
+            output = self._warm_up(prepared, cache, step)
+            prepared.watch(cache, weights.version(model))  # a model's first step may make buffers
         elif prepared.replay is None and not self._capture(prepared, cache, step):
             output = step()
         else:
             output = self._replay(prepared)
         return rebuilt(output, torch.clone, (_TheCache, cache))
 
-    def _warm_up(
-        self, prepared: _Prepared, model: PreTrainedModel, cache: CompressedCache, step: Callable[[], Any]
-    ) -> Any:
+    def _warm_up(self, prepared: _Prepared, cache: CompressedCache, step: Callable[[], Any]) -> Any:
         if cache.one_launch:
             _make_scratch(cache)
         output, prepared.waited = self._mechanism.warm_up(step, _device(prepared))
         prepared.warm_ups += 1
-        prepared.watch(model, cache)
         if prepared.waited and prepared.warm_ups == _MOST_WARM_UPS:
             self._refuse("a step of this model, or of this backend, makes the host wait for the device")
         return output
@@ -221,5 +221,8 @@ def _state(cache: CompressedCache) -> list[torch.Tensor]:
     for layer in cache.compressed_layers:
         if layer.store is not None:
             tensors += layer.store.tensors()
-        tensors += [entry for entry in (layer.seen, layer.row_start) if isinstance(entry, torch.Tensor)]
+        if isinstance(layer.seen, torch.Tensor):
+            tensors.append(layer.seen)
+        if layer.row_start is not None:
+            tensors.append(layer.row_start)
     return tensors

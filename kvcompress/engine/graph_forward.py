@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kvcompress.engine.watched_weights import WatchedWeights
+
 _wanted: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()  # detached models get it back when they are attached
 
 
@@ -28,6 +30,7 @@ class GraphForward:
     def __init__(self, model: PreTrainedModel, inner: Callable[..., Any] | None) -> None:
         self.inner = inner
         self._model = weakref.ref(model)
+        self._weights = WatchedWeights()
         functools.update_wrapper(self, inner or type(model).forward)
         del self.__dict__["__wrapped__"]  # it would show `self` as an argument; generate reads the arguments' names
         self.__signature__ = inspect.signature(self._forward(model))
@@ -52,7 +55,7 @@ class GraphForward:
         graph = getattr(cache, "decode_graph", None)
         if graph is None:
             return forward(*args, **kwargs)
-        return graph.run(model, forward, cache, arguments)
+        return graph.run(model, forward, cache, arguments, self._weights)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if not args:

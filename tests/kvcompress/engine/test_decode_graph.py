@@ -117,6 +117,21 @@ def _move_weights(model: PreTrainedModel, cache: CompressedCache) -> None:
     model.lm_head.weight.data = model.lm_head.weight.data.clone() * 2
 
 
+def _replace_a_weight_and_keep_the_old_one(model: PreTrainedModel, cache: CompressedCache) -> None:
+    model.old_weight = [model.lm_head.weight]
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+
+
+def _wrap_a_layer(model: PreTrainedModel, cache: CompressedCache) -> None:
+    """As an adapter does: all weights that there were stay where they are."""
+    inner = model.model.layers[0].mlp.down_proj
+    model.model.layers[0].mlp.down_proj = torch.nn.Sequential(inner, torch.nn.Tanh())
+
+
+def _add_a_bias(model: PreTrainedModel, cache: CompressedCache) -> None:
+    model.model.layers[0].mlp.down_proj.bias = torch.nn.Parameter(torch.ones(32))
+
+
 def _load_weights(model: PreTrainedModel, cache: CompressedCache) -> None:
     """In place, so that the graph still serves."""
     with torch.no_grad():
@@ -130,6 +145,9 @@ CHANGES = [
     _select_rows,
     _repeat_rows_of_the_layers,
     _move_weights,
+    _replace_a_weight_and_keep_the_old_one,
+    _wrap_a_layer,
+    _add_a_bias,
     _load_weights,
 ]
 

@@ -125,12 +125,3 @@ def test_a_step_that_waits_is_noticed_whatever_the_user_does_with_warnings(devic
         assert CudaCapture().warm_up(lambda: "done", DEVICE) == ("done", False)
     assert not shown
     assert device.mode == 0
-
-
-def test_the_mode_is_set_back_when_a_step_fails(device: Device) -> None:
-    def fails() -> None:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        CudaCapture().warm_up(fails, DEVICE)
-    assert device.mode == 0
