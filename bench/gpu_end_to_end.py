@@ -175,7 +175,7 @@ def main(
     bandwidth, _ = copy_bandwidth(device, sampler=sampler, clock=time.perf_counter, quick=not chosen.needs_gpu)
     target = out or (RESULTS / "gpu_end_to_end.json" if chosen.needs_gpu else None)
     notes = {"clock": "wall time", "copy_bandwidth_bytes_per_second": bandwidth}
-    rows = []
+    rows: list[Row] = []
 
     def write(*, complete: bool) -> None:
         if target is not None:

@@ -33,7 +33,7 @@ def peak_memory(run: Callable[[], object]) -> int:
         if peak or _lies_on_gpu(result):
             return peak
         del result
-    # One cycle is recorded, so that accumulating changes nothing; without it torch 2.11 warns at the second profile.
+    # One cycle is recorded, so that accumulating changes nothing; without it torch 2.11 warns.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         result = run()
     del result
