@@ -101,7 +101,7 @@ def _lse_signature(dtype: str) -> dict[str, str]:
         "positions_ptr": "*i64",
         "partial_ptr": "*fp32",
         **dict.fromkeys((*_STRIDES, "stride_pb", "stride_ph", "stride_pt"), "i32"),
-        **dict.fromkeys(("keys", "window", "last_position", "sliding_window"), "i32"),
+        **dict.fromkeys(("keys", "window", "last_position", "sliding_window", "split_keys"), "i32"),
         **dict.fromkeys(("scale", "softcap"), "fp32"),
     }
 
@@ -111,12 +111,13 @@ def _scores_signature(dtype: str) -> dict[str, str]:
         "query_ptr": f"*{dtype}",
         "key_ptr": f"*{dtype}",
         "lse_ptr": "*fp32",
+        "correction_ptr": "*fp32",
         "positions_ptr": "*i64",
         "valid_ptr": "*u8",
         **dict.fromkeys((*_EMITS, "totals_ptr"), "*fp32"),
         **dict.fromkeys((*_STRIDES, "stride_pb", "stride_ph", "stride_pt", "stride_vb", "stride_vw"), "i32"),
-        **dict.fromkeys(("scored", "window", "last_position", "sliding_window"), "i32"),
-        **dict.fromkeys(("scale", "softcap", "lse_scale", "gamma"), "fp32"),
+        **dict.fromkeys(("scored", "window", "last_position", "sliding_window", "split_keys"), "i32"),
+        **dict.fromkeys(("scale", "softcap", "gamma"), "fp32"),
     }
 
 
@@ -124,7 +125,7 @@ def _combine(sinks: bool) -> Configuration:
     signature = {"partial_ptr": "*fp32", "sinks_ptr": "*fp32", "lse_ptr": "*fp32"}
     signature |= dict.fromkeys(("rows", "splits", "window", "query_heads"), "i32")
     constants: dict[str, Any] = {} if sinks else {"sinks_ptr": None}
-    constants |= {"BLOCK_R": launch.COMBINE_ROWS}
+    constants |= {"BLOCK_R": launch.COMBINE_ROWS, "BLOCK_S": launch.COMBINE_SPLITS}
     return _small(kernel._lse_combine_kernel, "sinks" if sinks else "plain", signature, constants)
 
 

@@ -12,9 +12,13 @@ from kvcompress.kernels.dispatch import interpreting
 from kvcompress.kernels.tiles import Tile, architecture, power_of_two, tile
 from kvcompress.kernels.window_scores import kernel
 
-# Keys per program. Never derived from the number of processors: sums, and so results, must not depend on the device.
-SPLIT: Final = 2048
-COMBINE_ROWS: Final = 128
+# Keys per program, by the number of keys up to which that is taken: few keys need many programs to fill a device, many
+# keys need few sums to be joined. Never derived from the number of processors: sums, and so results, must not depend on
+# the device.
+SPLITS: Final = ((8192, 512), (32768, 1024), (131072, 2048))
+LARGEST_SPLIT: Final = 4096
+COMBINE_ROWS: Final = 32
+COMBINE_SPLITS: Final = 32
 POOL_KEYS: Final = 1024
 _LOG2E: Final = 1.4426950408889634
 
@@ -68,7 +72,6 @@ def tile_constants(chosen: Tile, *, group: int, window: int, head_dim: int, dtyp
         "HEAD_DIM": head_dim,
         "BLOCK_D": 16 if dtype == torch.float32 else power_of_two(head_dim, 16),
         "BLOCK_N": chosen.block_n,
-        "SPLIT": SPLIT,
         "UPCAST": interpreting(),
     }
 
@@ -82,6 +85,15 @@ def mask_constants(*, window: int, all_seen: bool, valid_queries: bool) -> dict[
         valid_queries: some queries may not count.
     """
     return {"ALL_SEEN": all_seen, "ALL_COUNT": window == power_of_two(window, 16) and not valid_queries}
+
+
+def split_of(keys: int) -> int:
+    """Keys per program; a multiple of every tile's ``block_n``.
+
+    Args:
+        keys: how many there are.
+    """
+    return next((split for most, split in SPLITS if keys <= most), LARGEST_SPLIT)
 
 
 def chunks_of(group: int, heads: int) -> int:
@@ -150,19 +162,20 @@ def launch_window_scores(
             statistics = [problem.empty(*shape) if wanted else problem.empty(0) for wanted in request.emit]
             return statistics, _totals(problem, problem.empty(2, problem.batch, 0))
         if request.log_sum_exp is None:
-            log_sum_exp, log_sum_exp_scale = _log_sum_exp(problem), 1.0
+            log_sum_exp, correction = _log_sum_exp(problem)
         else:
-            log_sum_exp, log_sum_exp_scale = request.log_sum_exp.to(torch.float32).contiguous(), _LOG2E
-        return _scores(problem, log_sum_exp, log_sum_exp_scale)
+            log_sum_exp, correction = request.log_sum_exp.to(torch.float32).contiguous(), None
+        return _scores(problem, log_sum_exp, correction)
 
 
-def _log_sum_exp(problem: _Problem) -> torch.Tensor:
-    """Log-sum-exp of base 2, ``[batch, query_heads, window]``."""
+def _log_sum_exp(problem: _Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp of base 2 and the correction of its probabilities, both ``[batch, query_heads, window]``."""
     request = problem.request
     chosen, constants = problem.tile("window_lse")
-    splits = -(-problem.keys // SPLIT)
+    split_keys = split_of(problem.keys)
+    splits = -(-problem.keys // split_keys)
     rows = problem.batch * problem.query_heads * problem.window
-    partial = problem.empty(splits, rows)
+    partial = problem.empty(2, splits, rows)
     grid = (splits, problem.kv_heads * chunks_of(problem.group, chosen.heads), problem.batch)
     kernel._window_lse_kernel[grid](
         problem.query,
@@ -174,33 +187,36 @@ def _log_sum_exp(problem: _Problem) -> torch.Tensor:
         problem.window,
         problem.last_position,
         request.sliding_window,
+        split_keys,
         problem.scale,
         request.softcap,
         **constants,
     )
     sinks = None if request.sinks is None else request.sinks.to(torch.float32).contiguous()
-    log_sum_exp = problem.empty(problem.batch, problem.query_heads, problem.window)
+    joined = problem.empty(2, problem.batch, problem.query_heads, problem.window)
     kernel._lse_combine_kernel[(-(-rows // COMBINE_ROWS),)](
         partial,
         sinks,
-        log_sum_exp,
+        joined,
         rows,
         splits,
         problem.window,
         problem.query_heads,
         BLOCK_R=COMBINE_ROWS,
+        BLOCK_S=COMBINE_SPLITS,
         **COMPILE_OPTIONS,
     )
-    return log_sum_exp
+    return joined[0], joined[1]
 
 
 def _scores(
-    problem: _Problem, log_sum_exp: torch.Tensor, log_sum_exp_scale: float
+    problem: _Problem, log_sum_exp: torch.Tensor, correction: torch.Tensor | None
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Probabilities, their statistics and the pooling of the score."""
     request = problem.request
     chosen, constants = problem.tile("window_scores")
-    chunks, splits = chunks_of(problem.group, chosen.heads), -(-request.scored // SPLIT)
+    split_keys = split_of(request.scored)
+    chunks, splits = chunks_of(problem.group, chosen.heads), -(-request.scored // split_keys)
     grid = (splits, problem.kv_heads * chunks, problem.batch)
     all_seen = (
         request.positions is None
@@ -215,6 +231,7 @@ def _scores(
         problem.query,
         problem.key,
         log_sum_exp,
+        correction,
         problem.positions,
         valid,
         *found,
@@ -225,9 +242,9 @@ def _scores(
         problem.window,
         problem.last_position,
         request.sliding_window,
+        split_keys,
         problem.scale,
         request.softcap,
-        log_sum_exp_scale,
         float(request.gamma),
         **constants,
         **mask_constants(window=problem.window, all_seen=all_seen, valid_queries=valid is not None),
