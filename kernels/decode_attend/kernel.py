@@ -6,14 +6,15 @@ its probability, updates running scores and picks the victim. The programs of on
 there is no race. Given ``arrivals``, one launch does it all: the program of a row that arrives last finishes the row.
 A split's size depends on its row's length alone: neither other rows nor the device change a result.
 
-Logits are in base 2 (times log2 e): then every exponential is one instruction. Partial results come from other
-programs, so they are read past the first-level cache (``.cg``), which need not have seen what was written.
+Logits are natural, and the maximum is taken off before the exponential: the larger a weight, the less is rounded off its
+exponent (logits times log2 e would be rounded at their full size). Partial results come from other programs, so they
+are read past the first-level cache (``.cg``), which need not have seen what was written.
 """
 
 import triton
 import triton.language as tl
 
-from kvcompress.kernels.window_scores.kernel import LOG2E, softcapped
+from kvcompress.kernels.window_scores.kernel import softcapped
 
 LARGEST_KEY = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 HIGHEST = tl.constexpr(0x7F800000)  # the rank of +inf
@@ -29,10 +30,10 @@ def _split_size(length, LEAST_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _base_two(products, scaling, softcap):
-    """Products of queries and keys as logits in base 2."""
+def _logits(products, scaling, softcap):
+    """Products of queries and keys as logits."""
     scaled = products * scaling
-    return (scaled if softcap is None else softcapped(scaled, softcap)) * LOG2E
+    return scaled if softcap is None else softcapped(scaled, softcap)
 
 
 @triton.jit
@@ -48,12 +49,12 @@ def _softmax_of_row(
     sums = tl.load(partial_softmax_ptr + 2 * partial + 1, mask=there, other=0.0, cache_modifier=".cg")
     maximum = tl.max(maxima, 1)
     if sinks_ptr is not None:
-        sink = tl.load(sinks_ptr + row % kv_heads * GROUP + head, mask=head < GROUP, other=0.0).to(tl.float32) * LOG2E
+        sink = tl.load(sinks_ptr + row % kv_heads * GROUP + head, mask=head < GROUP, other=0.0).to(tl.float32)
         maximum = tl.maximum(maximum, sink)
     maximum = tl.where(head < GROUP, maximum, 0.0)
-    total = tl.sum(sums * tl.exp2(maxima - maximum[:, None]), 1)
+    total = tl.sum(sums * tl.exp(maxima - maximum[:, None]), 1)
     if sinks_ptr is not None:
-        total += tl.exp2(sink - maximum)
+        total += tl.exp(sink - maximum)
     return maximum, tl.where(head < GROUP, total, 1.0)
 
 
@@ -72,11 +73,11 @@ def _write_output(
         )
         inside = (head < GROUP)[:, None] & (dim < VALUE_DIM)[None, :]
         output = tl.zeros([OUTPUT_HEADS, VALUE_PAD], tl.float32)
-        for split in range(splits):
+        for split in tl.range(0, splits, loop_unroll_factor=4):  # loads that do not wait for each other
             partial = (row * split_count + split) * GROUP + head
             part_max = tl.load(partial_softmax_ptr + 2 * partial, mask=head < GROUP, other=0.0, cache_modifier=".cg")
             part = partial_output_ptr + partial[:, None] * VALUE_DIM + dim[None, :]
-            output += tl.exp2(part_max - maximum)[:, None] * tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
+            output += tl.exp(part_max - maximum)[:, None] * tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
         to = output_ptr + (row * GROUP + head)[:, None] * VALUE_DIM + dim[None, :]
         tl.store(to, (output / total[:, None]).to(output_ptr.dtype.element_ty), mask=inside)
 
@@ -86,6 +87,26 @@ def _rank(value):
     """int64 in the range of int32, ordered as the float32 value is; -0 equals +0, NaN is least, as for torch."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     return tl.where(value == value, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), -0x80000000).to(tl.int64)
+
+
+@triton.jit
+def _read_slots(
+    logits_ptr, positions_ptr, scores_ptr, first, block, end, slot_count, GROUP: tl.constexpr,
+    ALL_HEADS: tl.constexpr, SLOT_BLOCK: tl.constexpr, ORDER: tl.constexpr,
+):  # fmt: skip
+    """Logits ``[ALL_HEADS, SLOT_BLOCK]``, positions and stored scores of a block of a row's places."""
+    head = tl.arange(0, ALL_HEADS)
+    place = block + tl.arange(0, SLOT_BLOCK)
+    slot = first + place
+    inside = place < end
+    logits_at = logits_ptr + head[:, None].to(tl.int64) * slot_count + slot[None, :]
+    asked = (head < GROUP)[:, None] & inside[None, :]
+    logits = tl.load(logits_at, mask=asked, other=-float("inf"), cache_modifier=".cg")
+    held = tl.load(positions_ptr + slot, mask=inside, other=-1, cache_modifier=".cg")
+    score = tl.zeros([SLOT_BLOCK], tl.float32)
+    if ORDER == "running" or ORDER == "stored":
+        score = tl.load(scores_ptr + slot, mask=inside, other=0.0, cache_modifier=".cg")
+    return logits, held, score
 
 
 @triton.jit
@@ -99,6 +120,11 @@ def _update_slots(
 
     Returns the least key, (rank of what is compared, place) in one int64: the least place among equals.
     """
+    # A block is read before the one before it is worked on, and the first before the softmax is known: its loads wait
+    # for nothing else.
+    logits, held, score = _read_slots(
+        logits_ptr, positions_ptr, scores_ptr, first, start, end, slot_count, GROUP, ALL_HEADS, SLOT_BLOCK, ORDER
+    )
     head = tl.arange(0, ALL_HEADS)
     maximum, total = _softmax_of_row(
         partial_softmax_ptr, sinks_ptr, row, head, splits, split_count, kv_heads, GROUP, MOST_SPLITS
@@ -113,12 +139,12 @@ def _update_slots(
         place = block + tl.arange(0, SLOT_BLOCK)
         slot = first + place
         inside = place < end
-        logits_at = logits_ptr + head[:, None].to(tl.int64) * slot_count + slot[None, :]
-        asked = (head < GROUP)[:, None] & inside[None, :]
-        logits = tl.load(logits_at, mask=asked, other=-float("inf"), cache_modifier=".cg")
-        probability = tl.sum(tl.exp2(logits - maximum[:, None]) * share[:, None], 0)
+        next_logits, next_held, next_score = _read_slots(
+            logits_ptr, positions_ptr, scores_ptr, first, block + SLOT_BLOCK, end, slot_count, GROUP, ALL_HEADS,
+            SLOT_BLOCK, ORDER,
+        )  # fmt: skip
+        probability = tl.sum(tl.exp(logits - maximum[:, None]) * share[:, None], 0)
         tl.store(probability_ptr + slot, probability, mask=inside)
-        held = tl.load(positions_ptr + slot, mask=inside, other=-1, cache_modifier=".cg")
         if ORDER == "position":
             rank = held
         elif ORDER == "none":
@@ -126,7 +152,6 @@ def _update_slots(
         elif ORDER == "probability":
             rank = _rank(probability)
         else:
-            score = tl.load(scores_ptr + slot, mask=inside, other=0.0, cache_modifier=".cg")
             if ORDER == "running":
                 score = score * decay + probability
                 tl.store(scores_ptr + slot, score, mask=inside)
@@ -134,6 +159,7 @@ def _update_slots(
         rank = tl.where((held > position - window_size) | (held < kept_below), HIGHEST, rank)
         rank = tl.where(held < oldest, LOWEST, rank)  # free, or out of the window: goes before anything is evicted
         least = tl.minimum(least, tl.where(inside, (rank << 32) | place.to(tl.int64), LARGEST_KEY))
+        logits, held, score = next_logits, next_held, next_score
     return tl.min(least, 0)
 
 
@@ -184,7 +210,7 @@ def _attend_slots_kernel(
     # The new token is in registers: it opens the online softmax of its split, and the loop leaves its slot out. So
     # nothing reads what is written at the end.
     products = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], 1)
-    new_logit = _base_two(products, scaling, softcap)
+    new_logit = _logits(products, scaling, softcap)
     maximum = tl.where(owner, new_logit, -float("inf"))
     total = tl.where(owner, tl.full([HEADS], 1.0, tl.float32), 0.0)
     output = tl.where(owner, tl.zeros([HEADS, VALUE_PAD], tl.float32) + new_value.to(tl.float32)[None, :], 0.0)
@@ -202,14 +228,14 @@ def _attend_slots_kernel(
         value = tl.load(value_at, mask=held[:, None] & is_value[None, :], other=0.0)
         if UPCAST:
             key = key.to(tl.float32)
-        logits = _base_two(tl.dot(query, tl.trans(key), input_precision="ieee"), scaling, softcap)
+        logits = _logits(tl.dot(query, tl.trans(key), input_precision="ieee"), scaling, softcap)
         logits = tl.where(visible[None, :], logits, -float("inf"))
         logits_at = logits_ptr + head[:, None].to(tl.int64) * slot_count + slot[None, :]
         tl.store(logits_at, logits, mask=is_head[:, None] & held[None, :])
         new_maximum = tl.maximum(maximum, tl.max(logits, 1))
         shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)  # nothing seen so far: no inf - inf
-        weights = tl.exp2(logits - shift[:, None])
-        correction = tl.exp2(maximum - shift)
+        weights = tl.exp(logits - shift[:, None])
+        correction = tl.exp(maximum - shift)
         total = total * correction + tl.sum(weights, 1)
         weights = weights.to(value.dtype)
         if UPCAST:
