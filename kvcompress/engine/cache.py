@@ -234,7 +234,8 @@ class CompressedCache(Cache):
         A layer's ``on_prefill`` comes when it has been scored. Whenever budgets are allocated (see ``cascade_every``)
         follow ``on_evict`` of stage ``"cascade"`` for the earlier layers that are trimmed, then of stage ``"prefill"``
         for those that waited, each in the order of the layers, where tokens go. Until then a waiting layer holds what
-        it held before this prefill.
+        it held before this prefill. A token that goes in its layer's own turn might, with budgets allocated more often,
+        have been trimmed later: ``cascade_every=1`` gives the same stages on every device.
         """
         self.observers.append(observer)
 

@@ -55,7 +55,7 @@ def cache_with(model: PreTrainedModel, policy: Policy, slack: int, **options: An
 
 def state(cache: CompressedCache) -> list[torch.Tensor]:
     """All that a prefill leaves behind: the slots in their order, the rows, the statistics."""
-    found = []
+    found: list[torch.Tensor | None] = []
     for layer in cache.compressed_layers:
         assert layer.store is not None
         assert layer.statistics is not None
@@ -109,7 +109,7 @@ class Held(Observer):
         self.bytes.append(self.cache.num_bytes)
         self.pending.append(self.cache.cascade.pending_bytes)
 
-    on_prefill = on_evict = sample
+    on_prefill = on_evict = sample  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("blocks", [0, 1.5, 2.5, 10])
@@ -156,7 +156,12 @@ def test_layers_wait_until_their_blocks_reach_the_slack(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, blocks: float, times: int
 ) -> None:
     allocate, scored = Cascade.allocate, []
-    monkeypatch.setattr(Cascade, "allocate", lambda self: scored.append(len(self.scored)) or allocate(self))
+
+    def noted(cascade: Cascade) -> list[list[int]]:
+        scored.append(len(cascade.scored))
+        return allocate(cascade)
+
+    monkeypatch.setattr(Cascade, "allocate", noted)
     forward(llama, cache_with(llama, Cake(**SMALL), int(blocks * block_bytes(LONG))), prompt(LONG))
     assert len(scored) == times
     assert scored[-1] == LAYERS
