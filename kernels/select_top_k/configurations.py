@@ -13,13 +13,12 @@ _POINTERS = {
     "offset_ptr": "*i64",
     "row_k_ptr": "*i64",
     "histogram_ptr": "*i32",
-    "above_ptr": "*i32",
-    "equal_ptr": "*i32",
-    "index_ptr": "*i32",
-    "key_ptr": "*i32",
+    "least_ptr": "*i64",
+    "candidate_ptr": "*i64",
+    "found_ptr": "*i32",
     "chosen_ptr": "*i64",
 }
-_NUMBERS = ("count", "k", "stride_row")
+_NUMBERS = ("count", "k", "capacity", "stride_row")
 
 
 def configurations(architecture: str) -> Iterator[Configuration]:
@@ -35,10 +34,10 @@ def configurations(architecture: str) -> Iterator[Configuration]:
             yield _configuration("rank", kernel._rank_kernel, ragged, row_k)
             if ragged is not row_k:
                 continue  # of the kernels for long rows, the plainest form and the fullest
-            yield _configuration("count", kernel._count_kernel, ragged, row_k)
-            yield _configuration("scatter", kernel._scatter_kernel, ragged, row_k)
+            yield _configuration("refine", kernel._refine_kernel, ragged, row_k)
+            yield _configuration("gather", kernel._gather_kernel, ragged, row_k)
             for digit in range(4):
-                yield _configuration("histogram", kernel._histogram_kernel, ragged, row_k, DIGIT=digit)
+                yield _configuration("nibble", kernel._nibble_kernel, ragged, row_k, DIGIT=digit)
 
 
 def _configuration(name: str, function: Any, ragged: bool, row_k: bool, **extra: int) -> Configuration:
@@ -49,7 +48,7 @@ def _configuration(name: str, function: Any, ragged: bool, row_k: bool, **extra:
         for argument in function.arg_names
         if argument not in absent and (argument in _POINTERS or argument in _NUMBERS)
     }
-    unspecialized = {"k", "count"} if name == "rank" else {"k"}
+    unspecialized = {"k", "capacity", "count"} if name == "rank" else {"k", "capacity"}
     case = "-".join(
         ["ragged" if ragged else "even", *(["row_k"] if row_k else []), *(f"{key}{n}" for key, n in extra.items())]
     )

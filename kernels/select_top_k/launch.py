@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import torch
 import triton
@@ -11,20 +13,21 @@ from kvcompress.kernels.configuration import COMPILE_OPTIONS
 from kvcompress.kernels.select_top_k import kernel
 from kvcompress.kernels.select_top_k.reference import check_k
 
-# One program per row takes about 3 ns a score (Triton's histogram is some 15 instructions a score and pass): rows up to
-# ROW_PROGRAM_SHORT are done before the launches of the other form; longer ones only where rows alone fill a device.
-# Estimates from compiled code, not measured.
-ROW_PROGRAM_SHORT: Final = 8192
-ROW_PROGRAM_MOST: Final = 65536
-ROW_PROGRAM_ROWS: Final = 128
+# Rows up to ROW_PROGRAM_MOST are one program each: it goes through its row four times, about 5 us per 1000 scores on an
+# H200, where the launches of the other form take some 25 us whatever the length.
+ROW_PROGRAM_MOST: Final = 4096
+# How many more candidates than are wanted get a rank; a bin of sixteen bits of the key spans 0.8 % of a score.
+EXTRA: Final = 1024
 # Ranks by counting take k² comparisons a row; beyond it torch's sort of 64-bit keys is faster.
-RANK_MOST: Final = 16384
-WARPS: Final = {"select_row": 8, "histogram": 8, "count": 8, "scatter": 8, "rank": 8}
+RANK_MOST: Final = 8192
+WARPS: Final = {"select_row": 8, "nibble": 8, "refine": 8, "gather": 8, "rank": 8}
 _BLOCK: Final = 2048
-_BLOCK_COUNTS: Final = 512
+_STEPS: Final = 4
 # Few and wide: each step over the others waits for its load, and many programs are at work at once.
 _BLOCK_RANK: Final = 16
 _BLOCK_OTHER: Final = 256
+_NIBBLES: Final = 4
+_LEAST: Final = -(2**63)  # behind every candidate
 
 
 class _Rows(NamedTuple):
@@ -47,16 +50,28 @@ class _Rows(NamedTuple):
     k: int
 
 
+class _Candidates(NamedTuple):
+    """Scores among which the chosen are.
+
+    Attributes:
+        candidates: int64 ``[rows, capacity]``: key above, place (counted down) below, as ``kernel._candidate`` makes it.
+        found: int32 ``[rows]``, how many each row has.
+    """
+
+    candidates: torch.Tensor
+    found: torch.Tensor
+
+
 def block_constants(kernel_name: str) -> dict[str, int]:
-    """Compile-time arguments of a kernel, besides ``DIGIT`` of the histogram's.
+    """Compile-time arguments of a kernel, besides ``DIGIT`` of the nibble's.
 
     Args:
         kernel_name: a key of :data:`WARPS`.
     """
     if kernel_name == "rank":
         return {"BLOCK": _BLOCK_RANK, "BLOCK_OTHER": _BLOCK_OTHER}
-    if kernel_name == "scatter":
-        return {"BLOCK": _BLOCK, "BLOCK_COUNTS": _BLOCK_COUNTS}
+    if kernel_name == "nibble":
+        return {"BLOCK": _BLOCK, "STEPS": _STEPS}
     return {"BLOCK": _BLOCK}
 
 
@@ -102,102 +117,88 @@ def _contiguous(numbers: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _select(given: _Rows, chosen: torch.Tensor) -> None:
-    """Fills ``chosen`` (int64 ``[rows, k]``): the set by radix select, then its order."""
-    shape, device = (given.rows, given.k), given.scores.device
+    """Fills ``chosen`` (int64 ``[rows, k]``): candidates by radix select, then their order."""
+    length = given.length if given.offsets is None else given.length // given.rows  # the mean: lengths are on the device
+    find = _find_by_row if length <= ROW_PROGRAM_MOST else _find_with_many_programs
     if given.k <= RANK_MOST:
-        index = torch.empty(shape, dtype=torch.int32, device=device)
-        key = torch.empty_like(index)
-        _find(given, index, key)
-        _rank(given, index, key, chosen)
+        _rank(given, find(given, torch.empty), chosen)
     else:
-        # What the kernels leave unwritten must sort behind everything, as index -1.
-        index = torch.full(shape, -1, dtype=torch.int32, device=device)
-        key = torch.full(shape, -(2**31), dtype=torch.int32, device=device)
-        _find(given, index, key)
-        _sort(index, key, chosen)
+        _sort(given, find(given, partial(torch.full, fill_value=_LEAST)), chosen)
 
 
-def _find(given: _Rows, index: torch.Tensor, key: torch.Tensor) -> None:
-    """Index and key of each row's chosen scores, in index order (both int32 ``[rows, k]``)."""
-    length = (
-        given.length if given.offsets is None else given.length // given.rows
-    )  # the mean: lengths are on the device
-    if length > (ROW_PROGRAM_SHORT if given.rows < ROW_PROGRAM_ROWS else ROW_PROGRAM_MOST):
-        _find_with_many_programs(given, index, key)
-        return
+def _find_by_row(given: _Rows, make: Callable[..., torch.Tensor]) -> _Candidates:
+    """Exactly the chosen of each row, by one program."""
+    device = given.scores.device
+    candidates = make((given.rows, given.k), dtype=torch.int64, device=device)
+    found = torch.empty(given.rows, dtype=torch.int32, device=device)
     kernel._select_row_kernel[(given.rows,)](
         *given[:3],
-        index,
-        key,
+        candidates,
+        found,
         given.length,
         given.k,
+        given.k,
         given.scores.stride(0),
-        **block_constants("select_row"),
-        num_warps=WARPS["select_row"],
-        **COMPILE_OPTIONS,
+        **_options("select_row"),
     )
+    return _Candidates(candidates, found)
 
 
-def _find_with_many_programs(given: _Rows, index: torch.Tensor, key: torch.Tensor) -> None:
-    """As :func:`_find`, every row cut into blocks: one launch per digit, one to count, one to write."""
-    grid = (given.rows, triton.cdiv(given.length, _BLOCK))
+def _find_with_many_programs(given: _Rows, make: Callable[..., torch.Tensor]) -> _Candidates:
+    """The chosen of each row and up to EXTRA more, every row cut into blocks: one launch per nibble, and two more."""
     device = given.scores.device
-    histogram = torch.zeros(given.rows, 4, 256, dtype=torch.int32, device=device)
-    above = torch.empty(grid, dtype=torch.int32, device=device)
-    equal = torch.empty_like(above)
-    sizes = (given.length, given.k, given.scores.stride(0))
-    for digit in range(4):
-        kernel._histogram_kernel[grid](
-            *given[:3],
-            histogram,
-            *sizes,
-            DIGIT=digit,
-            **block_constants("histogram"),
-            num_warps=WARPS["histogram"],
-            **COMPILE_OPTIONS,
+    capacity = min(given.k + EXTRA, given.length)
+    counters = torch.zeros(given.rows * (16 * _NIBBLES + 1), dtype=torch.int32, device=device)
+    found, histogram = counters.split([given.rows, given.rows * 16 * _NIBBLES])
+    least = torch.empty(given.rows, dtype=torch.int64, device=device)
+    candidates = make((given.rows, capacity), dtype=torch.int64, device=device)
+    rows, sizes = given[:3], (given.length, given.k)
+    stride = given.scores.stride(0)
+    for digit in range(_NIBBLES):
+        kernel._nibble_kernel[(given.rows, triton.cdiv(given.length, _BLOCK * _STEPS))](
+            *rows, histogram, *sizes, stride, DIGIT=digit, **_options("nibble")
         )
-    kernel._count_kernel[grid](
-        *given[:3],
-        histogram,
-        above,
-        equal,
-        *sizes,
-        **block_constants("count"),
-        num_warps=WARPS["count"],
-        **COMPILE_OPTIONS,
+    kernel._refine_kernel[(given.rows,)](
+        *rows, histogram, least, candidates, found, *sizes, capacity, stride, **_options("refine")
     )
-    kernel._scatter_kernel[grid](
-        *given[:3],
-        histogram,
-        above,
-        equal,
-        index,
-        key,
-        *sizes,
-        **block_constants("scatter"),
-        num_warps=WARPS["scatter"],
-        **COMPILE_OPTIONS,
+    kernel._gather_kernel[(given.rows, triton.cdiv(given.length, _BLOCK))](
+        *rows, least, candidates, found, *sizes, capacity, stride, **_options("gather")
     )
+    return _Candidates(candidates, found)
 
 
-def _rank(given: _Rows, index: torch.Tensor, key: torch.Tensor, chosen: torch.Tensor) -> None:
+def _rank(given: _Rows, among: _Candidates, chosen: torch.Tensor) -> None:
     """Orders the chosen best first by counting who goes before each."""
-    kernel._rank_kernel[(given.rows, triton.cdiv(given.k, _BLOCK_RANK))](
-        index,
-        key,
+    capacity = among.candidates.shape[1]
+    kernel._rank_kernel[(given.rows, triton.cdiv(max(capacity, given.k), _BLOCK_RANK))](
+        *among,
         given.offsets,
         given.row_k,
         chosen,
         given.length,
         given.k,
-        **block_constants("rank"),
-        num_warps=WARPS["rank"],
-        **COMPILE_OPTIONS,
+        capacity,
+        **_options("rank"),
     )
 
 
-def _sort(index: torch.Tensor, key: torch.Tensor, chosen: torch.Tensor) -> None:
-    """Orders the chosen best first by sorting unique int64 keys: the score's above, the place from the end below."""
-    places = torch.arange(index.shape[1], device=index.device)
-    order = ((key.to(torch.int64) << 32) + (2**32 - 1 - places)).argsort(dim=-1, descending=True)
-    torch.gather(index.to(torch.int64), 1, order, out=chosen)
+def _sort(given: _Rows, among: _Candidates, chosen: torch.Tensor) -> None:
+    """Orders the chosen best first by sorting; places that no candidate filled sort behind everything."""
+    best = among.candidates.sort(dim=-1, descending=True).values[:, : given.k]
+    place = torch.arange(given.k, device=chosen.device)
+    chosen.fill_(-1)
+    wanted = place[: best.shape[1]] < _wanted(given)[:, None]
+    chosen[:, : best.shape[1]] = torch.where(wanted, 0xFFFFFFFF - (best & 0xFFFFFFFF), -1)
+
+
+def _wanted(given: _Rows) -> torch.Tensor:
+    """How many each row wants and has, int64 ``[rows]``."""
+    lengths = torch.full((given.rows,), given.length, device=given.scores.device)
+    lengths = lengths if given.offsets is None else given.offsets.diff()
+    wanted = lengths.clamp(max=given.k)
+    return wanted if given.row_k is None else torch.minimum(given.row_k, wanted).clamp(min=0)
+
+
+def _options(kernel_name: str) -> dict[str, Any]:
+    """Compile-time arguments and options of a kernel."""
+    return {**block_constants(kernel_name), "num_warps": WARPS[kernel_name], **COMPILE_OPTIONS}

@@ -27,13 +27,13 @@ def unwritten_memory_shows():
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-@pytest.fixture
-def many_programs(monkeypatch) -> None:
-    """Every row is cut into blocks of 128 scores; offsets are added up over two blocks at a time."""
-    monkeypatch.setattr(launch, "ROW_PROGRAM_SHORT", 0)
+@pytest.fixture(params=[0, 5, 1024], ids="{} extra candidates".format)
+def many_programs(request, monkeypatch) -> None:
+    """Every row is cut into blocks of 128 scores; with few extra candidates ties must be resolved to the last bit."""
     monkeypatch.setattr(launch, "ROW_PROGRAM_MOST", 0)
     monkeypatch.setattr(launch, "_BLOCK", 128)
-    monkeypatch.setattr(launch, "_BLOCK_COUNTS", 2)
+    monkeypatch.setattr(launch, "_STEPS", 2)
+    monkeypatch.setattr(launch, "EXTRA", request.param)
 
 
 def check(scores: torch.Tensor, k: int, row_k: torch.Tensor | None = None, row_offsets: torch.Tensor | None = None):
@@ -58,9 +58,7 @@ def mixed_rows(rows: int, count: int) -> torch.Tensor:
     return torch.stack(kinds)[torch.arange(rows) % len(kinds), torch.arange(rows)]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("part", ["none", "one", "half", "all"])
-def test_adversarial_rows(device, part) -> None:
+def adversarial_rows() -> torch.Tensor:
     rows = [
         SPECIAL * 3,
         SPECIAL[::-1] * 3,
@@ -82,7 +80,13 @@ def test_adversarial_rows(device, part) -> None:
     scores = torch.tensor(rows)
     negative_nan = scores[2].view(torch.int32) | -(2**31)
     scores[2] = torch.where(torch.arange(36) % 2 == 0, scores[2], negative_nan.view(torch.float32))
-    check(scores.to(device), {"none": 0, "one": 1, "half": 18, "all": 36}[part])
+    return scores
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("part", ["none", "one", "half", "all"])
+def test_adversarial_rows(device, part) -> None:
+    check(adversarial_rows().to(device), {"none": 0, "one": 1, "half": 18, "all": 36}[part])
 
 
 LISTS = st.lists(st.one_of(st.sampled_from(SPECIAL), st.floats(width=32)), min_size=1, max_size=40)
@@ -133,17 +137,24 @@ def test_rows_want_different_counts(device) -> None:
     check(scores, 0, torch.zeros(6, dtype=torch.int64, device=device))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("form", ["row program", "many programs"])
-def test_ragged_rows(device, form, request) -> None:
-    if form == "many programs":
-        request.getfixturevalue("many_programs")
+def check_ragged_rows(device: str) -> None:
     lengths = [0, 4, 0, 1, 130, 257, 0]
     offsets = torch.tensor([0, *lengths], device=device).cumsum(0)
     scores = mixed_rows(6, 100).flatten()[: sum(lengths)].to(device)
     check(scores, 40, None, offsets)
     check(scores, 40, torch.tensor([3, 2, 0, 7, 40, 33, 1], device=device), offsets)
     check(scores, 0, None, offsets)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ragged_rows(device) -> None:
+    check_ragged_rows(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("many_programs")
+def test_ragged_rows_by_many_programs(device) -> None:
+    check_ragged_rows(device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -156,16 +167,20 @@ def test_a_row_by_many_programs(device, part) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("count", "cut"), [(8192, False), (8193, True)])
-def test_a_long_row_is_cut_unless_rows_fill_the_device(device, count, cut, monkeypatch) -> None:
+@pytest.mark.parametrize(("count", "cut"), [(4096, False), (4097, True)])
+def test_a_long_row_is_cut(device, count, cut, monkeypatch) -> None:
     form = launch._find_with_many_programs
     calls = []
-    monkeypatch.setattr(launch, "_find_with_many_programs", lambda *given: (calls.append(given), form(*given)))
-    check(mixed_rows(1, count).to(device), 20)
+    monkeypatch.setattr(launch, "_find_with_many_programs", lambda *given: (calls.append(given), form(*given))[1])
+    check(mixed_rows(2, count).to(device), 20)
     assert len(calls) == cut
-    monkeypatch.setattr(launch, "ROW_PROGRAM_ROWS", 1)
-    check(mixed_rows(1, count).to(device), 20)
-    assert len(calls) == cut
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("many_programs")
+@pytest.mark.parametrize("part", ["none", "one", "half", "all"])
+def test_adversarial_rows_by_many_programs(device, part) -> None:
+    check(adversarial_rows().to(device), {"none": 0, "one": 1, "half": 18, "all": 36}[part])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -247,6 +262,6 @@ def test_both_forms_give_the_same_a_hundred_times(monkeypatch) -> None:
     """Atomic additions arrive in another order every time; the result must not show it."""
     scores = mixed_rows(12, 50_000).to("cuda")
     many = [select_top_k(scores, 5000) for _ in range(100)]
-    monkeypatch.setattr(launch, "ROW_PROGRAM_SHORT", 10**9)
+    monkeypatch.setattr(launch, "ROW_PROGRAM_MOST", 10**9)
     one = select_top_k(scores, 5000)
     assert all(torch.equal(one, other) for other in many)
