@@ -1,5 +1,6 @@
 """The log-sum-exp that attention computes anyway is heard, is right, and changes nothing but the time."""
 
+import copy
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -41,6 +42,35 @@ def test_it_is_the_log_sum_exp_of_the_logits(dtype, atol, inference) -> None:
     assert torch.equal(output, sdpa(query, key, value)[0])
     assert heard is not None
     torch.testing.assert_close(heard.double(), definition(query, key), atol=atol, rtol=0)
+
+
+FUSED_ON_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("backend", FUSED_ON_GPU, ids=lambda backend: backend.name.lower())
+def test_every_fused_attention_of_a_gpu_is_heard(backend, inference) -> None:
+    query, key, value = (torch.randn(2, 8, 700, 64, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    logits = query.double() @ key.double().transpose(-1, -2) * 0.3
+    hidden = ~torch.ones(700, 700, dtype=torch.bool, device="cuda").tril()
+    exact = logits.masked_fill(hidden, -torch.inf).logsumexp(-1)
+
+    def attend() -> tuple[torch.Tensor, None]:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3), None
+
+    with sdpa_kernel(backend), torch.inference_mode(inference), torch.no_grad():
+        (output, _), heard = overhear_log_sum_exp(attend, (2, 8, 700))
+        plain = attend()[0]
+    assert heard is not None
+    torch.testing.assert_close(heard.double(), exact, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(output, plain, atol=1e-3, rtol=2**-7)  # a library may round otherwise
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_chooses_by_itself_is_heard() -> None:
+    model = copy.deepcopy(shared_model("llama")).to("cuda", torch.bfloat16)
+    assert all(spied(model, prompt(LONG).cuda()).given)
 
 
 def test_an_attention_without_one_gives_none() -> None:
