@@ -80,6 +80,8 @@ class SlotStore:
 
     def grow(self, extra: list[int]) -> None:
         """Adds ``extra`` free slots to the end of each row; the next slot stays where it is."""
+        if not any(extra):
+            return
         lengths = [n + e for n, e in zip(self.lengths, extra, strict=True)]
         none = [0] * self.rows
         relative = self.next_slot - self.row_offsets[:-1]
