@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from kvcompress.kernels.aot_budget import STACK_LIMIT
+from kvcompress.kernels.aot_budget import needs_memory
 from kvcompress.kernels.aot_compile import Outcome
 
 
@@ -108,7 +108,7 @@ def _hungriest(group: Sequence[Outcome]) -> str:
 
 def _spills(outcome: Outcome) -> bool:
     found = outcome.resources
-    return found is not None and (found.spills > 0 or found.stack > STACK_LIMIT)
+    return found is not None and needs_memory(outcome.job, found)
 
 
 def _compiles(outcomes: Sequence[Outcome]) -> int:

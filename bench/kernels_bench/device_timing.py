@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from statistics import fmean
 from typing import Any
@@ -13,7 +14,9 @@ from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, Sampler, m
 LAUNCHED = "ms"
 ON_DEVICE = "ms on the device"  # the work was queued before the device began: no launch is waited for
 DEVICE_SUFFIX = ":device"  # of the providers timed so
-_HOLD_CYCLES = 2_000_000  # about a millisecond: longer than any contender takes to launch its kernels
+_FASTEST_CLOCK = 2_500_000_000  # cycles per second: no GPU's is faster
+_HOLD_FACTOR = 3.0  # times what a call took to launch: its launches are done long before the device goes on
+_LEAST_HOLD = 500_000  # cycles
 _LEAST_FLUSH = 64 << 20
 _GPU_COPY, _CPU_COPY, _QUICK_COPY = 1 << 30, 256 << 20, 1 << 20
 
@@ -34,14 +37,22 @@ class GpuSampler:
 
     def __call__(self, contender: Contender) -> float:
         """Milliseconds of one call, the mean over the contender's ``calls``."""
+        hold = self._hold(contender.run) if self.queued else 0
         torch.cuda.synchronize(self.device)
-        return fmean(self._one(contender.run) for _ in range(contender.calls))
+        return fmean(self._one(contender.run, hold) for _ in range(contender.calls))
 
-    def _one(self, run: Callable[[], object]) -> float:
+    def _hold(self, run: Callable[[], object]) -> int:
+        """Cycles for which the device is held back, by what a call takes to launch."""
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        run()
+        return max(_LEAST_HOLD, int(_HOLD_FACTOR * _FASTEST_CLOCK * (time.perf_counter() - start)))
+
+    def _one(self, run: Callable[[], object], hold: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flushed.zero_()
         if self.queued:
-            torch.cuda._sleep(_HOLD_CYCLES)
+            torch.cuda._sleep(hold)
         else:
             torch.cuda.synchronize(self.device)
         start.record()

@@ -6,9 +6,9 @@ its probability, updates running scores and picks the victim. The programs of on
 there is no race. Given ``arrivals``, one launch does it all: the program of a row that arrives last finishes the row.
 A split's size depends on its row's length alone: neither other rows nor the device change a result.
 
-Logits are natural, and the maximum is taken off before the exponential: the larger a weight, the less is rounded off its
-exponent (logits times log2 e would be rounded at their full size). Partial results come from other programs, so they
-are read past the first-level cache (``.cg``), which need not have seen what was written.
+Logits are natural, and the maximum is taken off before the exponential: the larger a weight, the less is rounded off
+its exponent (logits times log2 e would be rounded at their full size). Partial results come from other programs, so
+they are read past the first-level cache (``.cg``), which need not have seen what was written.
 """
 
 import triton

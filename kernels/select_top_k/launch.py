@@ -22,6 +22,7 @@ EXTRA: Final = 1024
 RANK_MOST: Final = 8192
 WARPS: Final = {"select_row": 8, "nibble": 8, "refine": 8, "gather": 8, "rank": 8}
 _BLOCK: Final = 2048
+_BLOCK_NIBBLE: Final = 1024
 _STEPS: Final = 4
 # Few and wide: each step over the others waits for its load, and many programs are at work at once.
 _BLOCK_RANK: Final = 16
@@ -54,7 +55,7 @@ class _Candidates(NamedTuple):
     """Scores among which the chosen are.
 
     Attributes:
-        candidates: int64 ``[rows, capacity]``: key above, place (counted down) below, as ``kernel._candidate`` makes it.
+        candidates: int64 ``[rows, capacity]``: key above, place (counted down) below, see ``kernel._candidate``.
         found: int32 ``[rows]``, how many each row has.
     """
 
@@ -71,7 +72,7 @@ def block_constants(kernel_name: str) -> dict[str, int]:
     if kernel_name == "rank":
         return {"BLOCK": _BLOCK_RANK, "BLOCK_OTHER": _BLOCK_OTHER}
     if kernel_name == "nibble":
-        return {"BLOCK": _BLOCK, "STEPS": _STEPS}
+        return {"BLOCK": _BLOCK_NIBBLE, "STEPS": _STEPS}
     return {"BLOCK": _BLOCK}
 
 
@@ -118,7 +119,9 @@ def _contiguous(numbers: torch.Tensor | None) -> torch.Tensor | None:
 
 def _select(given: _Rows, chosen: torch.Tensor) -> None:
     """Fills ``chosen`` (int64 ``[rows, k]``): candidates by radix select, then their order."""
-    length = given.length if given.offsets is None else given.length // given.rows  # the mean: lengths are on the device
+    length = (
+        given.length if given.offsets is None else given.length // given.rows
+    )  # the mean: lengths are on the device
     find = _find_by_row if length <= ROW_PROGRAM_MOST else _find_with_many_programs
     if given.k <= RANK_MOST:
         _rank(given, find(given, torch.empty), chosen)
@@ -155,7 +158,7 @@ def _find_with_many_programs(given: _Rows, make: Callable[..., torch.Tensor]) ->
     rows, sizes = given[:3], (given.length, given.k)
     stride = given.scores.stride(0)
     for digit in range(_NIBBLES):
-        kernel._nibble_kernel[(given.rows, triton.cdiv(given.length, _BLOCK * _STEPS))](
+        kernel._nibble_kernel[(given.rows, triton.cdiv(given.length, _BLOCK_NIBBLE * _STEPS))](
             *rows, histogram, *sizes, stride, DIGIT=digit, **_options("nibble")
         )
     kernel._refine_kernel[(given.rows,)](

@@ -39,6 +39,7 @@ def configurations(architecture: str) -> Iterator[Configuration]:
     yield from _both(architecture, "bf16", 128, 32, 8)
     yield from _both(architecture, "bf16", 80, 12, 1, features=True)
     yield from (_combine(sinks) for sinks in (False, True))
+    yield _totals()
     yield from (_pool(chunks, pool_size) for chunks in (1, 2) for pool_size in (1, 5, 7) if chunks * pool_size > 1)
 
 
@@ -48,34 +49,20 @@ def _both(
     """The two kernels with a product; ``features`` gives them every optional argument."""
     case = f"{dtype}-D{head_dim}-G{group}-W{window}" + ("-features" if features else "")
     absent: dict[str, Any] = {} if features else dict.fromkeys(_OPTIONAL)
-    tiles = {
-        name: tile(
-            name,
-            architecture=architecture,
-            dtype=_DTYPES[dtype],
-            head_dim=head_dim,
-            group=group,
-            window=window,
-        )
-        for name in ("window_lse", "window_scores")
-    }
-    shared = {
-        name: launch.tile_constants(chosen, group=group, window=window, head_dim=head_dim, dtype=_DTYPES[dtype])
-        for name, chosen in tiles.items()
-    }
-    yield _configuration(
-        kernel._window_lse_kernel, case, _lse_signature(dtype), absent | shared["window_lse"], tiles["window_lse"]
-    )
-    if not features:
-        absent = absent | dict.fromkeys(("valid_ptr", *_EMITS[1:]))
+    sizes: dict[str, Any] = {"dtype": _DTYPES[dtype], "head_dim": head_dim, "group": group, "window": window}
+    cut = tile("window_lse", architecture=architecture, **sizes)
+    constants = absent | launch.tile_constants(cut, **sizes)
+    yield _configuration(kernel._window_lse_kernel, case, _lse_signature(dtype), constants, cut)
+    cut = tile(launch.scores_tile(all_seen=not features, softcap=features), architecture=architecture, **sizes)
     masks = launch.mask_constants(window=window, all_seen=not features, valid_queries=features)
-    yield _configuration(
-        kernel._window_scores_kernel,
-        case,
-        _scores_signature(dtype),
-        absent | shared["window_scores"] | masks,
-        tiles["window_scores"],
-    )
+    constants = absent | launch.tile_constants(cut, **sizes) | masks
+    if not features:
+        constants |= dict.fromkeys(("valid_ptr", *_EMITS[1:]))
+    signature = _scores_signature(dtype)
+    yield _configuration(kernel._window_scores_kernel, case, signature, constants, cut)
+    if (head_dim, group, window) == (128, 4, _WINDOW):
+        given = constants | {"correction_ptr": None}
+        yield _configuration(kernel._window_scores_kernel, f"{case}-given", signature, given, cut)
 
 
 def _configuration(
@@ -127,6 +114,11 @@ def _combine(sinks: bool) -> Configuration:
     constants: dict[str, Any] = {} if sinks else {"sinks_ptr": None}
     constants |= {"BLOCK_R": launch.COMBINE_ROWS, "BLOCK_S": launch.COMBINE_SPLITS}
     return _small(kernel._lse_combine_kernel, "sinks" if sinks else "plain", signature, constants)
+
+
+def _totals() -> Configuration:
+    signature = {"partial_ptr": "*fp32", "total_ptr": "*fp32", "programs": "i32"}
+    return _small(kernel._totals_kernel, "plain", signature, {"BLOCK": launch.TOTAL_PROGRAMS})
 
 
 def _pool(chunks: int, pool_size: int) -> Configuration:

@@ -114,7 +114,7 @@ def _window_lse_kernel(
     GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCK_W: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Sums of exponentials of each window query over one split of the keys. Grid: (splits, kv heads x chunks, batch)."""
+    """Sums of exponentials of window queries over one split of the keys. Grid: (splits, kv heads x chunks, batch)."""
     CHUNKS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
     split = tl.program_id(0)
     kv_head = tl.program_id(1) // CHUNKS
@@ -338,3 +338,18 @@ def _pool_scores_kernel(
         for chunk in range(CHUNKS):
             total += tl.load(chunk_ptr + (line * CHUNKS + chunk) * scored + neighbour, mask=there, other=0.0)
     tl.store(score_ptr + line * scored + n, total / POOL, mask=n < scored)
+
+
+@triton.jit(do_not_specialize=["programs"])
+def _totals_kernel(
+    partial_ptr,  # float32 [2 * B, programs]
+    total_ptr,  # float32 [2 * B]
+    programs, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds up what the programs of a sequence found, in float64. Grid: (2 * B)."""
+    line = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([BLOCK], tl.float64)
+    for first in range(0, programs, BLOCK):
+        program = first + tl.arange(0, BLOCK)
+        total += tl.load(partial_ptr + line * programs + program, mask=program < programs, other=0.0).to(tl.float64)
+    tl.store(total_ptr + line, tl.sum(total, 0).to(tl.float32))

@@ -20,6 +20,7 @@ LARGEST_SPLIT: Final = 4096
 COMBINE_ROWS: Final = 32
 COMBINE_SPLITS: Final = 32
 POOL_KEYS: Final = 1024
+TOTAL_PROGRAMS: Final = 512
 _LOG2E: Final = 1.4426950408889634
 
 
@@ -74,6 +75,16 @@ def tile_constants(chosen: Tile, *, group: int, window: int, head_dim: int, dtyp
         "BLOCK_N": chosen.block_n,
         "UPCAST": interpreting(),
     }
+
+
+def scores_tile(*, all_seen: bool, softcap: bool) -> str:
+    """Name of the tile of the scores kernel: what masks and softcap compute needs registers.
+
+    Args:
+        all_seen: every query sees every scored key.
+        softcap: logits are capped.
+    """
+    return "window_scores" if all_seen and not softcap else "window_scores_masked"
 
 
 def mask_constants(*, window: int, all_seen: bool, valid_queries: bool) -> dict[str, bool]:
@@ -214,15 +225,15 @@ def _scores(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Probabilities, their statistics and the pooling of the score."""
     request = problem.request
-    chosen, constants = problem.tile("window_scores")
-    split_keys = split_of(request.scored)
-    chunks, splits = chunks_of(problem.group, chosen.heads), -(-request.scored // split_keys)
-    grid = (splits, problem.kv_heads * chunks, problem.batch)
     all_seen = (
         request.positions is None
         and request.sliding_window is None
         and request.scored <= problem.last_position - problem.window + 2
     )
+    chosen, constants = problem.tile(scores_tile(all_seen=all_seen, softcap=request.softcap is not None))
+    split_keys = split_of(request.scored)
+    chunks, splits = chunks_of(problem.group, chosen.heads), -(-request.scored // split_keys)
+    grid = (splits, problem.kv_heads * chunks, problem.batch)
     valid = None if request.valid_queries is None else request.valid_queries.to(torch.bool).view(torch.uint8)
     shape = (problem.batch, problem.kv_heads, chunks, request.scored)
     found = [problem.empty(*shape) if wanted else None for wanted in request.emit]
@@ -277,7 +288,11 @@ def _pooled(chunks: torch.Tensor, pool_size: int) -> torch.Tensor:
 
 def _totals(problem: _Problem, partial: torch.Tensor) -> torch.Tensor:
     """Adds up ``[2, batch, programs]`` in float64; fewer than two queries have no variance."""
-    totals = partial.sum(2, dtype=torch.float64).to(torch.float32)
+    totals = problem.empty(2, problem.batch)
+    if problem.batch:
+        kernel._totals_kernel[(2 * problem.batch,)](
+            partial, totals, partial.shape[2], BLOCK=TOTAL_PROGRAMS, **COMPILE_OPTIONS
+        )
     if problem.request.valid_queries is not None:
         few = problem.request.valid_queries.sum(1) < 2
         totals[1] = totals[1].masked_fill(few, float("nan"))

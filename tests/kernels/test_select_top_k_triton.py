@@ -32,6 +32,7 @@ def many_programs(request, monkeypatch) -> None:
     """Every row is cut into blocks of 128 scores; with few extra candidates ties must be resolved to the last bit."""
     monkeypatch.setattr(launch, "ROW_PROGRAM_MOST", 0)
     monkeypatch.setattr(launch, "_BLOCK", 128)
+    monkeypatch.setattr(launch, "_BLOCK_NIBBLE", 64)
     monkeypatch.setattr(launch, "_STEPS", 2)
     monkeypatch.setattr(launch, "EXTRA", request.param)
 
