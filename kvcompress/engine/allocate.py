@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import torch
 
+from kvcompress.engine.fetch import Fetch
 from kvcompress.engine.scored import ScoredBlock, ScoredLayer
 from kvcompress.errors import CacheStateError
 from kvcompress.policies.base import Policy
 from kvcompress.policies.protocols import LayerDemand
 
-# Bytes that a prefill on an accelerator may hold beyond its bound, to spare the host waits and launches: once in blocks
-# that wait for their budgets, once in tokens that are due to go. Little beside the device's memory, yet four layers of
-# an 8k prompt of an 8B model.
-SLACK_BYTES: Final = 128 * 2**20
+_SLACK_SHARE: Final = 256  # see `slack_bytes`
+_SLACK_ELSEWHERE: Final = 128 * 2**20
 
 
 class Cascade:
@@ -24,8 +23,8 @@ class Cascade:
     Args:
         policy: whose allocator decides.
         layers: number of compressed layers.
-        every: allocate after every ``every`` layers; None: as soon as the blocks that wait reach ``slack``.
-        slack: bytes that may be held beyond the bound, see :data:`SLACK_BYTES`.
+        every: allocate after every ``every`` layers; None: as soon as no further block fits into ``slack``.
+        slack: bytes that may be held beyond the bound, see :func:`slack_bytes`.
 
     Attributes:
         scored: the layers of the running prefill, or of the last one.
@@ -39,6 +38,8 @@ class Cascade:
         self.slack = slack
         self.scored: list[ScoredLayer] = []
         self.settled = False
+        self._fetch: Fetch | None = None
+        self._asked: list[ScoredLayer] = []
 
     @property
     def complete(self) -> bool:
@@ -52,7 +53,7 @@ class Cascade:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of keys and values of the blocks that wait."""
+        """Bytes of keys and values of the blocks that wait, for further layers or for the device."""
         return sum(entry.block.num_bytes for entry in self.scored if entry.block is not None)
 
     def add(self, entry: ScoredLayer) -> None:
@@ -67,15 +68,45 @@ class Cascade:
             return True
         if self.every is not None:
             return len(self.scored) % self.every == 0
-        return self.pending_bytes + block.num_bytes >= self.slack
+        return self.pending_bytes + 2 * block.num_bytes > self.slack  # the next one is taken to be as large
+
+    def start_fetch(self) -> None:
+        """Starts to fetch what the allocator needs of the new layers, unless a fetch is under way."""
+        if self._fetch is None:
+            self._asked = [entry for entry in self.scored if not entry.fetched]
+            self._fetch = Fetch([part for entry in self._asked for part in self._parts(entry)])
+
+    def may_wait_for_device(self, block: ScoredBlock) -> bool:
+        """Whether layers that are due may wait for what is fetched while the device runs the next layer.
+
+        They may where there is something to wait for, another layer to launch meanwhile, and room in the slack.
+
+        Args:
+            block: the newest layer's, which does not count as pending yet.
+        """
+        under_way = self._fetch is not None and self._fetch.under_way
+        return under_way and not self.complete and self.pending_bytes + block.num_bytes <= self.slack
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether layers waited for the device, and are due before the next layer, which has been scored, comes in.
+
+        The last layer allocates for them and itself at once, so that nothing is compacted only to be trimmed, unless
+        ``every`` says for which layers budgets are allocated.
+        """
+        last_comes = len(self.scored) + 1 == self.layers
+        return self._fetch is not None and not (last_comes and self.every is None)
 
     def allocate(self) -> list[list[int]]:
-        """Allocates; waits for the device, once, where that knows what the allocator needs.
+        """Allocates; waits for the device where that knows what the allocator needs, and has not told yet.
 
         Returns:
             Budget of each scored layer and batch row, window excluded, ``[layers so far][batch]``.
         """
-        self._fetch()
+        self._receive()
+        if not self.scored[-1].fetched:  # it came while those before it were fetched
+            self.start_fetch()
+            self._receive()
         columns = [self.policy.layer_allocator(demand) for demand in self._demands()]
         budgets = [list(row) for row in zip(*columns, strict=True)]
         for scored, row in zip(self.scored, budgets, strict=True):
@@ -132,11 +163,12 @@ class Cascade:
             )
         return demands
 
-    def _fetch(self) -> None:
-        """Brings what the allocator needs of the new layers to the host."""
-        fresh = [entry for entry in self.scored if not entry.fetched]
-        values = iter(_on_host([part for entry in fresh for part in self._parts(entry)]))
-        for entry in fresh:
+    def _receive(self) -> None:
+        """Takes what has been fetched."""
+        if self._fetch is None:
+            return
+        values = iter(self._fetch.result())
+        for entry in self._asked:
             entry.available = next(values).to(torch.int64)
             entry.present = next(values).to(torch.int64)
             entry.tokens = next(values).to(torch.int64)
@@ -150,6 +182,7 @@ class Cascade:
                 entry.ladder = [row[:cap] for row, cap in zip(steps, caps, strict=True)]
                 entry.device_ladder = None
             entry.fetched = True
+        self._fetch, self._asked = None, []
 
     def _parts(self, entry: ScoredLayer) -> list[torch.Tensor]:
         parts = [entry.available, entry.present, entry.tokens]
@@ -164,22 +197,28 @@ class Cascade:
 
 
 def slack_bytes(policy: Policy, device: torch.device) -> int:
-    """Bytes that a prefill on a device may hold beyond its bound; 0 on the CPU, where nothing runs ahead of the host.
+    """Bytes that a prefill may hold beyond its bound, to spare the host of an accelerator waits and launches.
 
-    0 for ``CakeReference`` too: its authors' budgets can grow back, so that every trim decides what is kept.
+    They are held once in blocks that wait for their budgets, and once in tokens that are due to go. A GPU gives 1/256
+    of its memory (0.4 %: 96 MiB of 24 GiB, 560 MiB of 140 GiB): what is spared grows with the slack, and a model that
+    fills a GPU has layers in proportion to it, so that a fixed number would be much for the one and little for the
+    other. Other accelerators give 128 MiB. The CPU gives nothing, since nothing runs ahead of the host there.
+
+    0 for ``CakeReference``, too: its authors' budgets can grow back, so that every trim decides what is kept.
+
+    Args:
+        policy: whose prefill.
+        device: where the model is.
     """
-    return 0 if device.type == "cpu" or policy.decode_rule.storage_order else SLACK_BYTES
+    if device.type == "cpu" or policy.decode_rule.storage_order:
+        return 0
+    return _memory(device) // _SLACK_SHARE if device.type == "cuda" else _SLACK_ELSEWHERE
 
 
-def _on_host(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors on the CPU, those of a device as float64: fetched in ONE copy, hence with one wait."""
-    away = [part for part in parts if part.device.type != "cpu"]
-    if not away:
-        return list(parts)
-    device = away[-1].device
-    flat = torch.cat([part.flatten().to(device, torch.float64) for part in away]).cpu()
-    fetched = iter(flat.split([part.numel() for part in away]))
-    return [part if part.device.type == "cpu" else next(fetched).view(part.shape) for part in parts]
+@cache
+def _memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def _check_finite(entry: ScoredLayer) -> None:

@@ -52,8 +52,9 @@ class CompressedCache(Cache):
         compress_sliding: whether sliding-window layers are compressed too. None: only where the model has no other.
         cascade_every: allocate budgets after every that many layers. More asks the device less often and holds more
             memory during prefill; the tokens kept are the same (but for ``CakeReference``, as in its authors' code).
-            None: after every layer on the CPU; on a GPU as soon as the layers that wait hold
-            :data:`~kvcompress.engine.allocate.SLACK_BYTES`.
+            None: after every layer on the CPU; on a GPU when the layers that wait fill the slack, 1/256 of its memory
+            (:func:`~kvcompress.engine.allocate.slack_bytes`). On a GPU the layers are compacted one layer later, while
+            that one runs, where the slack has room for it.
         static: fixed shapes and device-side positions while decoding, for ``torch.compile`` and CUDA graphs.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
         one_launch: decode by the Triton kernel's one-launch variant instead of two launches per layer. It relies on
@@ -233,9 +234,10 @@ class CompressedCache(Cache):
 
         A layer's ``on_prefill`` comes when it has been scored. Whenever budgets are allocated (see ``cascade_every``)
         follow ``on_evict`` of stage ``"cascade"`` for the earlier layers that are trimmed, then of stage ``"prefill"``
-        for those that waited, each in the order of the layers, where tokens go. Until then a waiting layer holds what
-        it held before this prefill. A token that goes in its layer's own turn might, with budgets allocated more often,
-        have been trimmed later: ``cascade_every=1`` gives the same stages on every device.
+        for those that waited, each in the order of the layers, where tokens go; on a GPU that may be after the
+        ``on_prefill`` of one more layer. Until then a waiting layer holds what it held before this prefill. A token
+        that goes in its layer's own turn might, with budgets allocated more often, have been trimmed later:
+        ``cascade_every=1`` gives the same stages on every device.
         """
         self.observers.append(observer)
 
@@ -296,7 +298,7 @@ class CompressedCache(Cache):
     def num_bytes(self) -> int:
         """Bytes of the storages that the cache really holds, all layers and bookkeeping included.
 
-        During a prefill also keys and values of the blocks that wait for their budgets.
+        During a prefill also keys and values of the blocks that wait for their budgets, or for a device to tell them.
         """
         return sum(layer_bytes(layer) for layer in self.layers) + self.cascade.pending_bytes
 

@@ -39,23 +39,38 @@ def rows_of(policy: Policy, scores: torch.Tensor | None, budgets: list[int], ava
 def compress(cache: CompressedCache, entry: ScoredLayer, block: ScoredBlock) -> None:
     """Takes the next layer of a prefill in: it waits, or budgets are due and all that wait are compacted.
 
-    Layers that are stored are trimmed first, and each block is let go once it has been compacted, so that memory never
-    peaks.
+    Where the device has to be asked, layers that are due wait for one more layer: by then its attention and scores are
+    launched, and the device has work while the host waits for the answer and launches what follows from it. The last
+    layer has none after it, so there the host waits at once.
     """
     cascade = cache.cascade
+    if cascade.has_waited:
+        _compact_waiting(cache, cascade.allocate())
     cascade.add(entry)
-    if not cascade.is_due(block):
+    is_due = cascade.is_due(block)
+    if is_due:
+        cascade.start_fetch()
+    if not is_due or cascade.may_wait_for_device(block):
         entry.block = block
         return
     budgets = cascade.allocate()
-    _trim_stored(cache, budgets)
-    for waiting, budget in zip(cascade.scored, budgets, strict=True):
-        if waiting.block is not None:
-            _store(cache, waiting, waiting.block, budget)
+    _compact_waiting(cache, budgets)
     _store(cache, entry, block, budgets[-1])
     if cascade.complete:
         settle(cache, budgets)
         cascade.settled = True
+
+
+def _compact_waiting(cache: CompressedCache, budgets: list[list[int]]) -> None:
+    """Compacts the blocks that wait, each with its budget.
+
+    Layers that are stored are trimmed first, and each block is let go once it has been compacted, so that memory never
+    peaks.
+    """
+    _trim_stored(cache, budgets)
+    for waiting, budget in zip(cache.cascade.scored, budgets, strict=True):
+        if waiting.block is not None:
+            _store(cache, waiting, waiting.block, budget)
 
 
 def _store(cache: CompressedCache, entry: ScoredLayer, block: ScoredBlock, budget: list[int]) -> None:

@@ -14,43 +14,28 @@ from transformers import PreTrainedModel
 from kvcompress import (
     AdaKV,
     Cake,
-    CakeCache,
-    CakeReference,
     CompressedCache,
     EvictEvent,
     Full,
     Observer,
     Policy,
-    PrefillEvent,
     make_policy,
 )
-from kvcompress.engine.allocate import SLACK_BYTES, Cascade, slack_bytes
+from kvcompress.engine.allocate import Cascade
 from kvcompress.errors import CacheStateError
 from tests.kvcompress.engine.architectures import build, shared_model
+from tests.kvcompress.engine.cascades import HUGE, LAYERS, Order, block_bytes, cache_with, device, interrupted
 from tests.kvcompress.engine.helpers import LONG, MEDIUM, SHORT, forward, left_padded, prompt
 from tests.kvcompress.engine.policies import EVICTING_POLICIES, SMALL, WINDOW
 from tests.kvcompress.engine.test_memory import reachable_bytes
 
-LAYERS = 4
 PER_SLOT = 2 * 8 * 4 + 8 + 4  # keys and values of 8 float32, position, score
-HUGE = 1 << 40
 LAWFUL: dict[str, Policy] = {name: make() for name, make in EVICTING_POLICIES.items() if name != "cake-reference"} | {
     "full": Full(),
     "pyramidkv": make_policy("pyramidkv", **SMALL),
     "adakv-no-floor": make_policy("adakv", base="cake", floor=0.0, **SMALL, decode="accumulate"),
     "adakv-ladders": AdaKV(base=make_policy("layer_defensivekv", **SMALL, decode="ema")),
 }
-
-
-def block_bytes(tokens: int, batch: int = 1) -> int:
-    """Bytes of keys and values of a block of the tiny llama: 2 heads of 8 in float32."""
-    return batch * 2 * tokens * 2 * 8 * 4
-
-
-def cache_with(model: PreTrainedModel, policy: Policy, slack: int, **options: Any) -> CompressedCache:
-    cache = CompressedCache(model, policy, **options)
-    cache.cascade.slack = slack
-    return cache
 
 
 def state(cache: CompressedCache) -> list[torch.Tensor]:
@@ -89,13 +74,16 @@ def trimmed_at_once(name: str, policy: str) -> list[torch.Tensor]:
     policy=st.sampled_from(sorted(LAWFUL)),
     every=st.sampled_from([None, 1, 2, 3, LAYERS]),
     slack=st.sampled_from([0, 1, 2_000, 20_000, 60_000, HUGE]),
+    slow=st.booleans(),
 )
 def test_the_same_is_kept_whenever_layers_wait_or_are_trimmed(
-    name: str, policy: str, every: int | None, slack: int
+    name: str, policy: str, every: int | None, slack: int, slow: bool
 ) -> None:
-    model = shared_model(name)
+    model, expectation = shared_model(name), trimmed_at_once(name, policy)
     cache = cache_with(model, LAWFUL[policy], slack, cascade_every=every, keep_statistics=True)
-    for got, expected in zip(conversation(cache, model), trimmed_at_once(name, policy), strict=True):
+    with device(slow):
+        found = conversation(cache, model)
+    for got, expected in zip(found, expectation, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -112,9 +100,10 @@ class Held(Observer):
     on_prefill = on_evict = sample  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("blocks", [0, 1.5, 2.5, 10])
+@pytest.mark.parametrize("slow", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("blocks", [0, 0.5, 1.5, 2.5, 10])
 @pytest.mark.parametrize("policy", [Cake(**SMALL), AdaKV(base=Cake(**SMALL))], ids=["cake", "adakv"])
-def test_a_prefill_holds_its_budgets_one_layer_and_the_slack(policy: Policy, blocks: float) -> None:
+def test_a_prefill_holds_its_budgets_one_layer_and_the_slack(policy: Policy, blocks: float, slow: bool) -> None:
     model, tokens = build("llama"), 600
     slack = int(blocks * block_bytes(tokens))
     cache = cache_with(model, policy, slack)
@@ -125,15 +114,17 @@ def test_a_prefill_holds_its_budgets_one_layer_and_the_slack(policy: Policy, blo
     assert policy.cache_size is not None
     total = LAYERS * 2 * (policy.cache_size + 1) * PER_SLOT
     bookkeeping = LAYERS * 200
-    forward(model, cache, prompt(tokens))
+    with device(slow):
+        forward(model, cache, prompt(tokens))
     # The running layer's block is its attention's, and comes on top: one full layer.
     assert max(held.pending) <= slack
     assert max(held.bytes) - max(held.pending) <= total + slack + bookkeeping
     assert max(held.bytes) <= total + 2 * slack + bookkeeping
-    assert (max(held.pending) > 0) == (blocks > 1)
+    assert (max(held.pending) > 0) == (blocks >= (1 if slow else 2))  # a block that waits for the device, too
     assert held.bytes[-1] <= total + bookkeeping
     held.bytes.clear()
-    forward(model, cache, prompt(tokens, 1))  # the old stores go as the new ones come
+    with device(slow):
+        forward(model, cache, prompt(tokens, 1))  # the old stores go as the new ones come
     assert max(held.bytes) <= 2 * (total + slack + bookkeeping)
 
 
@@ -151,8 +142,8 @@ def test_layers_that_are_trimmed_late_are_held_within_the_slack(llama: PreTraine
     assert most[5_000] <= total + 5_000 < most[HUGE]
 
 
-@pytest.mark.parametrize(("blocks", "times"), [(0, 4), (1, 4), (1.5, 2), (2, 2), (3, 2), (4, 1), (99, 1)])
-def test_layers_wait_until_their_blocks_reach_the_slack(
+@pytest.mark.parametrize(("blocks", "times"), [(0, 4), (1, 4), (1.5, 4), (2, 2), (3, 2), (4, 1), (99, 1)])
+def test_as_many_layers_wait_as_fit_into_the_slack(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, blocks: float, times: int
 ) -> None:
     allocate, scored = Cascade.allocate, []
@@ -165,19 +156,6 @@ def test_layers_wait_until_their_blocks_reach_the_slack(
     forward(llama, cache_with(llama, Cake(**SMALL), int(blocks * block_bytes(LONG))), prompt(LONG))
     assert len(scored) == times
     assert scored[-1] == LAYERS
-
-
-class Order(Observer):
-    """Notes which layer something happened to."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, int]] = []
-
-    def on_prefill(self, event: PrefillEvent) -> None:
-        self.events.append(("scored", event.layer_idx))
-
-    def on_evict(self, event: EvictEvent) -> None:
-        self.events.append((event.stage, event.layer_idx))
 
 
 def test_order_of_events(llama: PreTrainedModel) -> None:
@@ -193,18 +171,6 @@ def test_order_of_events(llama: PreTrainedModel) -> None:
     trims = [("cascade", 0), ("cascade", 1)]
     assert heard[0, 2] == heard[HUGE, 2] == [*first, *own[:2], *second, *trims, *own[2:]]
     assert heard[HUGE, None] == [*first, *second, *own]
-
-
-def interrupted(model: PreTrainedModel, cache: CompressedCache) -> None:
-    """A prefill that breaks off after the attention of three of four layers."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    handle = model.model.layers[2].mlp.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        forward(model, cache, prompt(LONG))
-    handle.remove()
 
 
 def test_interrupted_prefill_lets_its_waiting_blocks_go(llama: PreTrainedModel) -> None:
@@ -252,10 +218,3 @@ def test_a_prefill_that_breaks_off_in_its_last_layer_cannot_be_continued(llama: 
             forward(llama, cache, prompt(LONG))
         with pytest.raises(CacheStateError, match=r"reached 4 of 4 layers.*cache\.reset\(\)"):
             forward(llama, cache, prompt(1))
-
-
-def test_slack_is_for_devices_that_run_ahead_of_the_host(llama: PreTrainedModel) -> None:
-    assert CakeCache(llama, 40, WINDOW).cascade.slack == 0
-    cuda = torch.device("cuda")
-    assert slack_bytes(Cake(**SMALL), cuda) == SLACK_BYTES
-    assert slack_bytes(CakeReference(**SMALL), cuda) == 0  # whose budgets can grow back: each trim counts
