@@ -28,8 +28,8 @@ READY = $(VENV)/.ready
 KVCOMPRESS = $(VENV)/bin/kvcompress
 endif
 
-# Parallel runs spread the tests over processes; conftest.py gives each worker one torch thread and puts all the
-# tests marked gpu into one worker. The benchmark plug-in cannot time anything there, so it is off.
+# Parallel runs spread the tests over processes; conftest.py gives each worker one torch thread and, where other tests
+# run too, puts all those marked gpu into one worker. The benchmark plug-in cannot time anything there, so it is off.
 PYTEST = $(PY) -m pytest
 PARALLEL = -n $(WORKERS) --maxprocesses=4 --dist loadgroup --benchmark-disable
 
@@ -74,9 +74,10 @@ fmt: $(READY)  ## format the code and apply the safe fixes
 test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of engine and capture on transformers 5.17
 	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies tests/analysis/capture -m "not slow" -q $(PARALLEL) $(ARGS)
 
+# Most of their time is spent compiling, so several processes share the GPU.
 test-gpu: $(READY)  ## run the tests that need a GPU, the long loops that look for races among them
 	$(NEED_GPU)
-	$(PYTEST) -m gpu -q $(GPU_TESTS) $(ARGS)
+	$(PYTEST) -m gpu -q $(GPU_TESTS) -n $(WORKERS) --maxprocesses=12 --dist load --benchmark-disable $(ARGS)
 
 lint: $(READY)  ## check style and format, and run the guards of the layout
 	$(PY) -m ruff check .
