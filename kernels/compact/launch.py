@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-import triton
 
 from kvcompress.kernels.compact import kernel
 from kvcompress.kernels.configuration import COMPILE_OPTIONS
@@ -55,7 +54,8 @@ def launch_compact(
         values: the same with ``value_dim``.
         positions: int64, the leading shape of ``keys``.
         scores: float32, the leading shape of ``keys``, or fewer tokens.
-        plan: int64 ``[6, rows + 1]``: the rows' offsets, then the entries of the :class:`RowPlan`, padded.
+        plan: int64 ``[6, rows + 1]``: the rows' offsets, then the entries of the :class:`RowPlan`, each with a place
+            at its end that is not read.
         chosen: int64 ``[rows, most]``, or None.
         total: slots of all rows.
         longest: slots of the longest row.
@@ -86,7 +86,7 @@ def _launch(arrays: _Arrays, plan: torch.Tensor, chosen: torch.Tensor | None, ne
     """Fills ``new`` from ``arrays``, which the kernel can read."""
     keys, values, positions, scores = arrays
     constants = compact_constants(keys.shape[-1], values.shape[-1])
-    grid = (plan.shape[1] - 1, triton.cdiv(longest, constants["BLOCK_M"]))
+    grid = (plan.shape[1] - 1, -(-longest // constants["BLOCK_M"]))
     kernel._compact_kernel[grid](
         *(_bits(keys), _bits(values), positions, scores, plan, chosen),
         *(_bits(new[0]), _bits(new[1]), new[2], new[3]),

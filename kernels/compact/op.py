@@ -93,12 +93,20 @@ def compact(
     """
     table = _plan_on(keys.device, plan)
     arrays = _compact(keys, values, positions, scores, table, chosen, sum(plan.lengths), max(plan.lengths, default=0))
-    return Packed(Slots(*arrays), table[0].clone())  # not a view, which would keep the whole plan as long as the store
+    # On a GPU the offsets stay a view: a copy of their own would be one more launch, and the 40 bytes a row that they
+    # keep alive are little beside the row's slots (up to 9 rows nothing: memory comes in pieces of 512 bytes).
+    offsets = table[0] if table.is_cuda else table[0].clone()
+    return Packed(Slots(*arrays), offsets)
 
 
 def _plan_on(device: torch.device, plan: RowPlan) -> torch.Tensor:
-    """The plan as one int64 tensor ``[6, rows + 1]``, copied once and without waiting; row 0 are the rows' offsets."""
-    offsets = [0, *accumulate(plan.lengths)]
+    """The plan as one int64 tensor ``[6, rows + 1]``, copied once and without waiting; row 0 are the rows' offsets.
+
+    Nothing is in the last place of the other rows.
+    """
     # Pinned memory: from other memory the copy would make the host wait for the device.
-    table = torch.tensor([offsets, *([*entries, 0] for entries in plan)], pin_memory=device.type == "cuda")
+    table = torch.empty(6, len(plan.lengths) + 1, dtype=torch.int64, pin_memory=device.type == "cuda")
+    lines = table.numpy()  # which takes nested lists three times as fast as torch
+    lines[0] = [0, *accumulate(plan.lengths)]
+    lines[1:, :-1] = plan
     return table.to(device, non_blocking=True)
