@@ -49,7 +49,7 @@ class CakeCache(CompressedCache):
         decode: str = "accumulate",
         keep_statistics: bool = False,
         compress_sliding: bool | None = None,
-        cascade_every: int | None = None,
+        cascade_every: int = 1,
         static: bool = False,
         backend: str = "auto",
         one_launch: bool = False,

@@ -23,7 +23,7 @@ class Cascade:
     Args:
         policy: whose allocator decides.
         layers: number of compressed layers.
-        every: allocate after every ``every`` layers; None: as soon as no further block fits into ``slack``.
+        every: allocate after every ``every`` layers.
         slack: bytes that may be held beyond the bound, see :func:`slack_bytes`.
 
     Attributes:
@@ -31,7 +31,7 @@ class Cascade:
         settled: whether that prefill is over: all layers scored, compacted and cut to their budgets.
     """
 
-    def __init__(self, policy: Policy, layers: int, *, every: int | None, slack: int) -> None:
+    def __init__(self, policy: Policy, layers: int, *, every: int, slack: int) -> None:
         self.policy = policy
         self.layers = layers
         self.every = every
@@ -62,13 +62,10 @@ class Cascade:
             self.scored, self.settled = [], False
         self.scored.append(entry)
 
-    def is_due(self, block: ScoredBlock) -> bool:
-        """Whether it is time to allocate, or the newest layer's block can wait for further ones."""
-        if self.complete:
-            return True
-        if self.every is not None:
-            return len(self.scored) % self.every == 0
-        return self.pending_bytes + 2 * block.num_bytes > self.slack  # the next one is taken to be as large
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to allocate, or the newest layer waits for further ones."""
+        return self.complete or len(self.scored) % self.every == 0
 
     def start_fetch(self) -> None:
         """Starts to fetch what the allocator needs of the new layers, unless a fetch is under way."""
@@ -89,13 +86,8 @@ class Cascade:
 
     @property
     def has_waited(self) -> bool:
-        """Whether layers waited for the device, and are due before the next layer, which has been scored, comes in.
-
-        The last layer allocates for them and itself at once, so that nothing is compacted only to be trimmed, unless
-        ``every`` says for which layers budgets are allocated.
-        """
-        last_comes = len(self.scored) + 1 == self.layers
-        return self._fetch is not None and not (last_comes and self.every is None)
+        """Whether layers waited for the device, and are due before the next layer, which has been scored, comes in."""
+        return self._fetch is not None
 
     def allocate(self) -> list[list[int]]:
         """Allocates; waits for the device where that knows what the allocator needs, and has not told yet.
@@ -199,10 +191,10 @@ class Cascade:
 def slack_bytes(policy: Policy, device: torch.device) -> int:
     """Bytes that a prefill may hold beyond its bound, to spare the host of an accelerator waits and launches.
 
-    They are held once in blocks that wait for their budgets, and once in tokens that are due to go. A GPU gives 1/256
-    of its memory (0.4 %: 96 MiB of 24 GiB, 560 MiB of 140 GiB): what is spared grows with the slack, and a model that
-    fills a GPU has layers in proportion to it, so that a fixed number would be much for the one and little for the
-    other. Other accelerators give 128 MiB. The CPU gives nothing, since nothing runs ahead of the host there.
+    They are held once in a block that waits for what the device is asked, and once in tokens that are due to go. A GPU
+    gives 1/256 of its memory (0.4 %: 96 MiB of 24 GiB, 560 MiB of 140 GiB): what is spared grows with the slack, and a
+    model that fills a GPU has layers in proportion to it. Other accelerators give 128 MiB. The CPU gives nothing,
+    since nothing runs ahead of the host there.
 
     0 for ``CakeReference``, too: its authors' budgets can grow back, so that every trim decides what is kept.
 

@@ -24,8 +24,7 @@ def check_arguments(model: Any, policy: Any, cascade_every: Any, static: bool) -
             f"policy must be a Policy such as SnapKV(cache_size=1024); got {policy!r}. kvcompress.make_policy(name, "
             "...) makes one from a name."
         )
-    if cascade_every is not None:
-        check_whole("cascade_every", cascade_every, at_least=1)
+    check_whole("cascade_every", cascade_every, at_least=1)
     if static and (policy.decode_rule.grows or policy.decode_rule.storage_order):
         raise ValueError(
             "static=True (and cuda_graph=True, which implies it) needs a policy whose rows have a fixed size while "

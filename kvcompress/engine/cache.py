@@ -52,9 +52,8 @@ class CompressedCache(Cache):
         compress_sliding: whether sliding-window layers are compressed too. None: only where the model has no other.
         cascade_every: allocate budgets after every that many layers. More asks the device less often and holds more
             memory during prefill; the tokens kept are the same (but for ``CakeReference``, as in its authors' code).
-            None: after every layer on the CPU; on a GPU when the layers that wait fill the slack, 1/256 of its memory
-            (:func:`~kvcompress.engine.allocate.slack_bytes`). On a GPU the layers are compacted one layer later, while
-            that one runs, where the slack has room for it.
+            On a GPU layers are compacted one layer later, while that one runs, where the slack, 1/256 of its memory
+            (:func:`~kvcompress.engine.allocate.slack_bytes`), has room for it.
         static: fixed shapes and device-side positions while decoding, for ``torch.compile`` and CUDA graphs.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
         one_launch: decode by the Triton kernel's one-launch variant instead of two launches per layer. It relies on
@@ -75,7 +74,7 @@ class CompressedCache(Cache):
         *,
         keep_statistics: bool = False,
         compress_sliding: bool | None = None,
-        cascade_every: int | None = None,
+        cascade_every: int = 1,
         static: bool = False,
         backend: str = "auto",
         one_launch: bool = False,
@@ -236,8 +235,7 @@ class CompressedCache(Cache):
         follow ``on_evict`` of stage ``"cascade"`` for the earlier layers that are trimmed, then of stage ``"prefill"``
         for those that waited, each in the order of the layers, where tokens go; on a GPU that may be after the
         ``on_prefill`` of one more layer. Until then a waiting layer holds what it held before this prefill. A token
-        that goes in its layer's own turn might, with budgets allocated more often, have been trimmed later:
-        ``cascade_every=1`` gives the same stages on every device.
+        that goes in its layer's own turn might, with budgets allocated more often, have been trimmed later.
         """
         self.observers.append(observer)
 

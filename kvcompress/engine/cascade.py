@@ -47,10 +47,9 @@ def compress(cache: CompressedCache, entry: ScoredLayer, block: ScoredBlock) -> 
     if cascade.has_waited:
         _compact_waiting(cache, cascade.allocate())
     cascade.add(entry)
-    is_due = cascade.is_due(block)
-    if is_due:
+    if cascade.is_due:
         cascade.start_fetch()
-    if not is_due or cascade.may_wait_for_device(block):
+    if not cascade.is_due or cascade.may_wait_for_device(block):
         entry.block = block
         return
     budgets = cascade.allocate()

@@ -24,6 +24,9 @@ from tests.kernels.window_scores_cases import EVERYTHING, LARGE, SHAPES, SPECS, 
 # Per key: float32 products of some ten terms each, and exp2 of a logit near 30, whose rounding is 30 * 2^-24. Half
 # inputs are compared on the same rounded numbers: what is left is the order of summation in tensor cores.
 PER_KEY = {torch.float32: 1e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
+# A GPU's exp2 is good to two units in the last place: where probabilities differ by some percent only, that is more of
+# their differences, and so of a key's variance.
+VARIANCE_ON_GPU = 4e-5
 TOTALS = 1e-6  # errors of single keys average out, and the sums over splits are float64
 
 
@@ -34,6 +37,7 @@ def compare(got: WindowScores, wanted: WindowScores, dtype: torch.dtype) -> None
             continue
         assert a.dtype == torch.float32
         rtol = TOTALS if name in ("entropy", "total_variance") else PER_KEY[dtype]
+        rtol = VARIANCE_ON_GPU if name == "variance" and a.is_cuda else rtol
         a, b = a.double().cpu(), b.double().cpu()
         torch.testing.assert_close(a, b, rtol=rtol, atol=1e-11, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
 
