@@ -98,8 +98,8 @@ def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     """All queries of a window are in the tile; at most 128 rows of 16-bit, 32 of float32 (no tensor cores).
 
     Where some version of Triton (3.6 to 3.9) spills with 64 keys and four warps, there are fewer keys (many rows on
-    sm80, which take all 255 registers), more warps (many rows elsewhere, wide heads), or fewer rows (those on sm100, and
-    on gfx942, whose shared memory is 64 KB).
+    sm80, which take all 255 registers), more warps (many rows elsewhere, wide heads), or fewer rows (wide heads on
+    sm100, and on gfx942, whose shared memory is 64 KB).
     On an H200, 128k keys, a third stage takes a fifth (scores) and a third (log-sum-exp) off the time with two.
     """
     wide, blackwell = head_dim > 128, architecture == "sm100"
