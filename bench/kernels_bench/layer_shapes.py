@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
@@ -73,16 +73,25 @@ def default_names(*, gpu: bool) -> list[str]:
     return ["llama-3.1-8b"] if gpu else ["small", "llama-3.1-8b"]
 
 
-def shapes_of(names: list[str], *, gpu: bool, quick: bool = False) -> list[LayerShape]:
+def shapes_of(
+    names: list[str],
+    *,
+    gpu: bool,
+    quick: bool = False,
+    contexts: Sequence[int] | None = None,
+    batches: Sequence[int] | None = None,
+) -> list[LayerShape]:
     """The shapes behind some names: prompt lengths and batches that suit the device.
 
     Args:
         names: keys of :data:`SHAPES`.
         gpu: up to 131072 tokens and 4 sequences; else up to 32768 tokens of one.
         quick: one tiny prompt per name.
+        contexts: tokens of the prompts; None: those that suit the device.
+        batches: sequences; likewise.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a prompt that is not longer than what is kept of it.
     """
     unknown = sorted(set(names) - set(SHAPES))
     if unknown:
@@ -92,9 +101,13 @@ def shapes_of(names: list[str], *, gpu: bool, quick: bool = False) -> list[Layer
         shape = SHAPES[name]
         if quick:
             found.append(replace(shape, tokens=_QUICK_TOKENS, budget=_QUICK_BUDGET))
-        elif name == "small":
+        elif name == "small" and not contexts and not batches:
             found.append(shape)
         else:
-            batches, lengths = (_GPU_BATCHES, _GPU_TOKENS) if gpu else (_CPU_BATCHES, _CPU_TOKENS)
-            found += [replace(shape, batch=batch, tokens=tokens) for batch, tokens in product(batches, lengths)]
+            counts = batches or (_GPU_BATCHES if gpu else _CPU_BATCHES)
+            lengths = contexts or (_GPU_TOKENS if gpu else _CPU_TOKENS)
+            found += [replace(shape, batch=batch, tokens=tokens) for batch, tokens in product(counts, lengths)]
+    short = [shape.label for shape in found if shape.tokens <= shape.slots]
+    if short:
+        raise ValueError(f"contexts must be longer than what is kept of them; got {short[0]}: take longer ones")
     return found

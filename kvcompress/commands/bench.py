@@ -26,6 +26,15 @@ _Shapes = Annotated[
         show_default=False,
     ),
 ]
+_Contexts = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens of the prompts, with commas. Default: 8192,32768, on a GPU 131072 too.", show_default=False
+    ),
+]
+_Batches = Annotated[
+    str | None, typer.Option(help="Sequences, with commas. Default: 1, on a GPU 1,4.", show_default=False)
+]
 _Backend = Annotated[
     str, typer.Option(help="What takes part of ours: auto (all that this device can run), triton, torch.")
 ]
@@ -59,6 +68,8 @@ def start(context: typer.Context) -> None:
 def kernels(
     operations: _Operations = None,
     shapes: _Shapes = None,
+    contexts: _Contexts = None,
+    batches: _Batches = None,
     backend: _Backend = "auto",
     device: _Device = "auto",
     dtype: _Dtype = "auto",
@@ -77,6 +88,8 @@ def kernels(
     request = Request(
         operations=operations,
         shapes=shapes,
+        contexts=contexts,
+        batches=batches,
         backend=backend,
         device=device,
         dtype=dtype,

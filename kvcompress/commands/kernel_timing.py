@@ -18,10 +18,12 @@ from rich.table import Table
 from kvcompress.commands.failures import CommandError, warn
 from kvcompress.commands.figures import three_digits
 from kvcompress.commands.loading import choose_place
+from kvcompress.commands.throughput import numbers
 
 if TYPE_CHECKING:
     from kvcompress.bench.kernels_bench.goals import Goal, KernelRow
     from kvcompress.bench.kernels_bench.kernel_speed import CaseResult, KernelBenchmark, KernelRun, LeftOut
+    from kvcompress.bench.kernels_bench.layer_shapes import LayerShape
 
 SCHEMA: Final = "kvcompress.bench.kernels/1"
 
@@ -32,6 +34,8 @@ class Request:
 
     operations: str | None
     shapes: str | None
+    contexts: str | None
+    batches: str | None
     backend: str
     device: str
     dtype: str
@@ -95,7 +99,6 @@ def _notes(request: Request, benchmark: KernelBenchmark, found: KernelRun, judge
 
 def _benchmark(request: Request) -> KernelBenchmark:
     from kvcompress.bench.kernels_bench.kernel_speed import OPERATIONS, KernelBenchmark, our_backends
-    from kvcompress.bench.kernels_bench.layer_shapes import default_names, shapes_of
 
     place = choose_place(request.device, request.dtype)
     gpu = place.device.type == "cuda"
@@ -109,7 +112,7 @@ def _benchmark(request: Request) -> KernelBenchmark:
     backends, skipped = our_backends(request.backend, place.device, dtype)
     return KernelBenchmark(
         operations=operations,
-        shapes=shapes_of(_names(request.shapes) or default_names(gpu=gpu), gpu=gpu, quick=request.quick),
+        shapes=_shapes(request, gpu=gpu),
         dtype=dtype,
         device=place.device,
         backends=backends,
@@ -117,6 +120,17 @@ def _benchmark(request: Request) -> KernelBenchmark:
         quick=request.quick,
         clock=time.process_time if request.cpu_time else time.perf_counter,
     )
+
+
+def _shapes(request: Request, *, gpu: bool) -> list[LayerShape]:
+    """The layers that were asked for."""
+    from kvcompress.bench.kernels_bench.layer_shapes import default_names, shapes_of
+
+    sizes = {"contexts": request.contexts, "batches": request.batches}
+    given = {name: numbers(f"--{name}", listed) for name, listed in sizes.items() if listed is not None}
+    if given and request.quick:
+        raise CommandError(f"--quick has sizes of its own; leave --{' and --'.join(given)} out.")
+    return shapes_of(_names(request.shapes) or default_names(gpu=gpu), gpu=gpu, quick=request.quick, **given)
 
 
 class _Printer:

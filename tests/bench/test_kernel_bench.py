@@ -76,6 +76,16 @@ class TestShapes:
         everything = shapes_of(list(SHAPES), gpu=True) + shapes_of(list(SHAPES), gpu=True, quick=True)
         assert len({shape.label for shape in everything}) == len(set(everything))
 
+    def test_sizes_that_are_asked_for(self) -> None:
+        found = shapes_of(["small", "gemma-2-9b"], gpu=True, contexts=(4096, 2048), batches=(3,))
+        assert [(shape.model, shape.batch, shape.tokens) for shape in found] == [
+            *(("small", 3, 4096), ("small", 3, 2048)),
+            *(("gemma-2-9b", 3, 4096), ("gemma-2-9b", 3, 2048)),
+        ]
+        assert {shape.batch for shape in shapes_of(["llama-3.1-8b"], gpu=True, contexts=(9000,))} == {1, 4}
+        with pytest.raises(ValueError, match=r"contexts must be longer than what is kept.*B=1, 1056 -> 1024 \+ 32"):
+            shapes_of(["llama-3.1-8b"], gpu=False, contexts=(1056,))
+
     def test_unknown_name_and_defaults(self) -> None:
         with pytest.raises(ValueError, match=r"shapes must be among small, .*; got big"):
             shapes_of(["big"], gpu=False)
