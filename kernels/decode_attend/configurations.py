@@ -59,7 +59,7 @@ def _attend(
     constants = {
         **({} if features else _PLAIN),
         **launch.row_constants(value_dim, group),
-        **launch.attend_constants(cut, head_dim),
+        **launch.attend_constants(cut, head_dim, dtype),
         **(launch.finish_constants(value_dim, group, one_launch, cut.warps) if one_launch else launch.WITHOUT_FINISH),
     }
     case = f"{_case(dtype, head_dim, value_dim, group, features)}{f'-one-launch-{one_launch}' if one_launch else ''}"

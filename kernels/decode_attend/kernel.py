@@ -14,6 +14,7 @@ they are read past the first-level cache (``.cg``), which need not have seen wha
 import triton
 import triton.language as tl
 
+from kvcompress.kernels.exponentials import exp_of
 from kvcompress.kernels.window_scores.kernel import softcapped
 
 LARGEST_KEY = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -30,16 +31,42 @@ def _split_size(length, LEAST_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _logits(products, scaling, softcap):
-    """Products of queries and keys as logits."""
-    scaled = products * scaling
-    return scaled if softcap is None else softcapped(scaled, softcap)
+def _capped(logits, softcap):
+    return logits if softcap is None else softcapped(logits, softcap)
+
+
+@triton.jit
+def _block_logits(
+    query, query_at, is_head, keys_ptr, slot, held, stride_k, scaling, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
+    BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Logits of a block of slots; in float32 by blocks of dimensions, each scaled before it is added.
+
+    One sum through all dimensions, which is what the compiler makes of blocks that are only added, rounds the more the
+    longer it is.
+    """
+    if BLOCK_D == HEAD_PAD:
+        dim = tl.arange(0, HEAD_PAD)
+        key_at = keys_ptr + slot[:, None] * stride_k + dim[None, :]
+        key = tl.load(key_at, mask=held[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+        if UPCAST:
+            key = key.to(tl.float32)
+        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+    else:
+        logits = tl.zeros([query.shape[0], held.shape[0]], tl.float32)
+        for start in range(0, HEAD_DIM, BLOCK_D):
+            dim = start + tl.arange(0, BLOCK_D)
+            part = tl.load(query_at + dim[None, :], mask=is_head[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+            key_at = keys_ptr + slot[:, None] * stride_k + dim[None, :]
+            key = tl.load(key_at, mask=held[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+            logits += tl.dot(part, tl.trans(key), input_precision="ieee") * scaling
+    return logits
 
 
 @triton.jit
 def _softmax_of_row(
     partial_softmax_ptr, sinks_ptr, row, head, splits, split_count, kv_heads, GROUP: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, ACCURATE: tl.constexpr,
 ):  # fmt: skip
     """Maximum and sum of exponentials of each head over all splits of a row, its sink logit included."""
     split = tl.arange(0, MOST_SPLITS)
@@ -52,9 +79,9 @@ def _softmax_of_row(
         sink = tl.load(sinks_ptr + row % kv_heads * GROUP + head, mask=head < GROUP, other=0.0).to(tl.float32)
         maximum = tl.maximum(maximum, sink)
     maximum = tl.where(head < GROUP, maximum, 0.0)
-    total = tl.sum(sums * tl.exp(maxima - maximum[:, None]), 1)
+    total = tl.sum(sums * exp_of(maxima - maximum[:, None], ACCURATE), 1)
     if sinks_ptr is not None:
-        total += tl.exp(sink - maximum)
+        total += exp_of(sink - maximum, ACCURATE)
     return maximum, tl.where(head < GROUP, total, 1.0)
 
 
@@ -62,14 +89,14 @@ def _softmax_of_row(
 def _write_output(
     output_ptr, partial_softmax_ptr, partial_output_ptr, sinks_ptr, row, splits, split_count, kv_heads,
     GROUP: tl.constexpr, OUTPUT_HEADS: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, ACCURATE: tl.constexpr,
 ):  # fmt: skip
     """Combines the splits of a row into its output, a few heads at a time."""
     dim = tl.arange(0, VALUE_PAD)
     for first_head in range(0, GROUP, OUTPUT_HEADS):
         head = first_head + tl.arange(0, OUTPUT_HEADS)
         maximum, total = _softmax_of_row(
-            partial_softmax_ptr, sinks_ptr, row, head, splits, split_count, kv_heads, GROUP, MOST_SPLITS
+            partial_softmax_ptr, sinks_ptr, row, head, splits, split_count, kv_heads, GROUP, MOST_SPLITS, ACCURATE
         )
         inside = (head < GROUP)[:, None] & (dim < VALUE_DIM)[None, :]
         output = tl.zeros([OUTPUT_HEADS, VALUE_PAD], tl.float32)
@@ -77,7 +104,9 @@ def _write_output(
             partial = (row * split_count + split) * GROUP + head
             part_max = tl.load(partial_softmax_ptr + 2 * partial, mask=head < GROUP, other=0.0, cache_modifier=".cg")
             part = partial_output_ptr + partial[:, None] * VALUE_DIM + dim[None, :]
-            output += tl.exp(part_max - maximum)[:, None] * tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
+            output += exp_of(part_max - maximum, ACCURATE)[:, None] * tl.load(
+                part, mask=inside, other=0.0, cache_modifier=".cg"
+            )
         to = output_ptr + (row * GROUP + head)[:, None] * VALUE_DIM + dim[None, :]
         tl.store(to, (output / total[:, None]).to(output_ptr.dtype.element_ty), mask=inside)
 
@@ -114,7 +143,7 @@ def _update_slots(
     logits_ptr, partial_softmax_ptr, probability_ptr, positions_ptr, scores_ptr, row_start_ptr, sinks_ptr,
     position, row, first, start, end, splits, slot_count, split_count, sliding_window, kv_heads, decay, window_size,
     sink_tokens, prompt_end, GROUP: tl.constexpr, ALL_HEADS: tl.constexpr, SLOT_BLOCK: tl.constexpr,
-    MOST_SPLITS: tl.constexpr, ORDER: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, ORDER: tl.constexpr, ACCURATE: tl.constexpr,
 ):  # fmt: skip
     """Probabilities and running scores of places ``start`` to ``end`` of a row.
 
@@ -127,7 +156,7 @@ def _update_slots(
     )
     head = tl.arange(0, ALL_HEADS)
     maximum, total = _softmax_of_row(
-        partial_softmax_ptr, sinks_ptr, row, head, splits, split_count, kv_heads, GROUP, MOST_SPLITS
+        partial_softmax_ptr, sinks_ptr, row, head, splits, split_count, kv_heads, GROUP, MOST_SPLITS, ACCURATE
     )
     share = 1.0 / (total * GROUP)
     kept_below = tl.maximum(sink_tokens, prompt_end).to(tl.int64)
@@ -143,7 +172,7 @@ def _update_slots(
             logits_ptr, positions_ptr, scores_ptr, first, block + SLOT_BLOCK, end, slot_count, GROUP, ALL_HEADS,
             SLOT_BLOCK, ORDER,
         )  # fmt: skip
-        probability = tl.sum(tl.exp(logits - maximum[:, None]) * share[:, None], 0)
+        probability = tl.sum(exp_of(logits - maximum[:, None], ACCURATE) * share[:, None], 0)
         tl.store(probability_ptr + slot, probability, mask=inside)
         if ORDER == "position":
             rank = held
@@ -178,9 +207,10 @@ def _attend_slots_kernel(
     output_ptr, probability_ptr, row_start_ptr, sinks_ptr, arrivals_ptr,
     position, slot_count, kv_heads, sliding_window, window_size, sink_tokens, prompt_end, scaling, softcap,
     decay, stride_qr, stride_qg, stride_nk, stride_nv, stride_k, stride_v, GROUP: tl.constexpr, HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    BLOCK_N: tl.constexpr, LEAST_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr, UPCAST: tl.constexpr,
-    ALL_HEADS: tl.constexpr, OUTPUT_HEADS: tl.constexpr, SLOT_BLOCK: tl.constexpr, ORDER: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
+    VALUE_PAD: tl.constexpr, BLOCK_N: tl.constexpr, LEAST_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr,
+    UPCAST: tl.constexpr, ALL_HEADS: tl.constexpr, OUTPUT_HEADS: tl.constexpr, SLOT_BLOCK: tl.constexpr,
+    ORDER: tl.constexpr,
 ):  # fmt: skip
     """Program (row, split, HEADS heads of the group); splits beyond the end of their row do nothing.
 
@@ -199,18 +229,19 @@ def _attend_slots_kernel(
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
     dim, value_dim = tl.arange(0, HEAD_PAD), tl.arange(0, VALUE_PAD)
     is_head, is_dim, is_value = head < GROUP, dim < HEAD_DIM, value_dim < VALUE_DIM
-    query_at = query_ptr + row * stride_qr + head[:, None] * stride_qg + dim[None, :]
-    query = tl.load(query_at, mask=is_head[:, None] & is_dim[None, :], other=0.0)
+    query_at = query_ptr + row * stride_qr + head[:, None] * stride_qg
+    query = tl.load(query_at + dim[None, :], mask=is_head[:, None] & is_dim[None, :], other=0.0)
     new_key = tl.load(new_key_ptr + row * stride_nk + dim, mask=is_dim, other=0.0)
     new_value = tl.load(new_value_ptr + row * stride_nv + value_dim, mask=is_value, other=0.0)
     next_slot = tl.load(next_slot_ptr + row)
     fresh = (next_slot - first).to(tl.int32)
     owner = (fresh >= start) & (fresh < end)
+    ACCURATE: tl.constexpr = keys_ptr.dtype.element_ty == tl.float32
 
     # The new token is in registers: it opens the online softmax of its split, and the loop leaves its slot out. So
     # nothing reads what is written at the end.
     products = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], 1)
-    new_logit = _logits(products, scaling, softcap)
+    new_logit = _capped(products * scaling, softcap)
     maximum = tl.where(owner, new_logit, -float("inf"))
     total = tl.where(owner, tl.full([HEADS], 1.0, tl.float32), 0.0)
     output = tl.where(owner, tl.zeros([HEADS, VALUE_PAD], tl.float32) + new_value.to(tl.float32)[None, :], 0.0)
@@ -222,20 +253,18 @@ def _attend_slots_kernel(
         slot = first + place
         held = (place < end) & (place != fresh)
         visible = tl.load(positions_ptr + slot, mask=held, other=-1) >= oldest
-        key_at = keys_ptr + slot[:, None] * stride_k + dim[None, :]
-        key = tl.load(key_at, mask=held[:, None] & is_dim[None, :], other=0.0)
+        logits = _block_logits(
+            query, query_at, is_head, keys_ptr, slot, held, stride_k, scaling, HEAD_DIM, HEAD_PAD, BLOCK_D, UPCAST
+        )
         value_at = values_ptr + slot[:, None] * stride_v + value_dim[None, :]
         value = tl.load(value_at, mask=held[:, None] & is_value[None, :], other=0.0)
-        if UPCAST:
-            key = key.to(tl.float32)
-        logits = _logits(tl.dot(query, tl.trans(key), input_precision="ieee"), scaling, softcap)
-        logits = tl.where(visible[None, :], logits, -float("inf"))
+        logits = tl.where(visible[None, :], _capped(logits, softcap), -float("inf"))
         logits_at = logits_ptr + head[:, None].to(tl.int64) * slot_count + slot[None, :]
         tl.store(logits_at, logits, mask=is_head[:, None] & held[None, :])
         new_maximum = tl.maximum(maximum, tl.max(logits, 1))
         shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)  # nothing seen so far: no inf - inf
-        weights = tl.exp(logits - shift[:, None])
-        correction = tl.exp(maximum - shift)
+        weights = exp_of(logits - shift[:, None], ACCURATE)
+        correction = exp_of(maximum - shift, ACCURATE)
         total = total * correction + tl.sum(weights, 1)
         weights = weights.to(value.dtype)
         if UPCAST:
@@ -261,12 +290,12 @@ def _attend_slots_kernel(
         if arrived == splits * tl.num_programs(2) - 1:
             _write_output(
                 output_ptr, partial_softmax_ptr, partial_output_ptr, sinks_ptr, row, splits, split_count,
-                kv_heads, GROUP, OUTPUT_HEADS, VALUE_DIM, VALUE_PAD, MOST_SPLITS,
+                kv_heads, GROUP, OUTPUT_HEADS, VALUE_DIM, VALUE_PAD, MOST_SPLITS, ACCURATE,
             )  # fmt: skip
             least = _update_slots(
                 logits_ptr, partial_softmax_ptr, probability_ptr, positions_ptr, scores_ptr, row_start_ptr, sinks_ptr,
                 position, row, first, 0, length, splits, slot_count, split_count, sliding_window, kv_heads, decay,
-                window_size, sink_tokens, prompt_end, GROUP, ALL_HEADS, SLOT_BLOCK, MOST_SPLITS, ORDER,
+                window_size, sink_tokens, prompt_end, GROUP, ALL_HEADS, SLOT_BLOCK, MOST_SPLITS, ORDER, ACCURATE,
             )  # fmt: skip
             tl.debug_barrier()
             _free_victim(least, positions_ptr, next_slot_ptr, row, first)
@@ -286,6 +315,7 @@ def _finish_kernel(
 
     Without ``least`` a row has one chunk, whose program frees the victim; with it, each chunk leaves its least key.
     """
+    ACCURATE: tl.constexpr = output_ptr.dtype.element_ty == tl.float32
     row = tl.program_id(0).to(tl.int64)
     first = tl.load(row_offsets_ptr + row)
     length = (tl.load(row_offsets_ptr + row + 1) - first).to(tl.int32)
@@ -294,7 +324,7 @@ def _finish_kernel(
     if tl.program_id(1) == 0:
         _write_output(
             output_ptr, partial_softmax_ptr, partial_output_ptr, sinks_ptr, row, splits, split_count,
-            kv_heads, GROUP, OUTPUT_HEADS, VALUE_DIM, VALUE_PAD, MOST_SPLITS,
+            kv_heads, GROUP, OUTPUT_HEADS, VALUE_DIM, VALUE_PAD, MOST_SPLITS, ACCURATE,
         )  # fmt: skip
     else:
         chunk = tl.program_id(1) - 1
@@ -304,7 +334,7 @@ def _finish_kernel(
                 logits_ptr, partial_softmax_ptr, probability_ptr, positions_ptr, scores_ptr, row_start_ptr, sinks_ptr,
                 position, row, first, start, tl.minimum(start + CHUNK, length), splits, slot_count, split_count,
                 sliding_window, kv_heads, decay, window_size, sink_tokens, prompt_end, GROUP, ALL_HEADS, SLOT_BLOCK,
-                MOST_SPLITS, ORDER,
+                MOST_SPLITS, ORDER, ACCURATE,
             )  # fmt: skip
             if least_ptr is not None:
                 tl.store(least_ptr + row * (tl.num_programs(1) - 1) + chunk, least)

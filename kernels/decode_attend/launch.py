@@ -20,6 +20,7 @@ MOST_SPLITS: Final = 64  # the eight rows of one sequence then fill a large GPU 
 CHUNK: Final = 8192  # slots that one program finishes; a store of longer rows takes a third launch
 PICK_WARPS: Final = 1
 _WARP_ELEMENTS: Final = 512  # of a finishing program's tile of logits or outputs, per warp
+_FLOAT32_BLOCK: Final = 32  # dimensions whose products are added up at once
 _UNBOUNDED: Final = 2**31 - 1  # a sliding window that no position leaves
 _DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -55,12 +56,14 @@ def row_constants(value_dim: int, group: int) -> dict[str, Any]:
     }
 
 
-def attend_constants(cut: Tile, head_dim: int) -> dict[str, Any]:
+def attend_constants(cut: Tile, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
     """Compile-time arguments of the attending kernel alone."""
+    padded = power_of_two(head_dim, 16)
     return {
         "HEADS": cut.heads,
         "HEAD_DIM": head_dim,
-        "HEAD_PAD": power_of_two(head_dim, 16),
+        "HEAD_PAD": padded,
+        "BLOCK_D": min(padded, _FLOAT32_BLOCK) if dtype == torch.float32 else padded,
         "BLOCK_N": cut.block_n,
         "UPCAST": interpreting(),
     }
@@ -134,7 +137,10 @@ def launch_decode_attend(
         **_scratch(query, value_dim, slots.positions.shape[0], splits),
         **row_constants(value_dim, group),
     }
-    attend = {**_attend_arguments(query, new_key, new_value, new_score, slots, spec), **attend_constants(cut, head_dim)}
+    attend = {
+        **_attend_arguments(query, new_key, new_value, new_score, slots, spec),
+        **attend_constants(cut, head_dim, query.dtype),
+    }
     finish = {
         "output_ptr": query.new_empty(rows, group, value_dim),
         "probability_ptr": query.new_empty(slots.positions.shape[0], dtype=torch.float32),

@@ -20,7 +20,8 @@ An optional argument that is None is compiled out.
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from kvcompress.kernels.exponentials import LOG2E, exp2_of
+
 LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)
 
@@ -41,7 +42,7 @@ def softcapped(logits, softcap):
     small = series * square * x + x
     magnitude = tl.abs(x)
     decay = tl.exp2(magnitude * (-2.0 * LOG2E))
-    large = (1.0 - decay) / (1.0 + decay)
+    large = 1.0 - 2.0 * decay / (1.0 + decay)  # what is inexact is subtracted, and small where much is rounded off
     large = tl.where(x < 0.0, -large, large)
     return softcap * tl.where(magnitude < 0.5, small, large)
 
@@ -55,23 +56,21 @@ def _block(rows, real, start, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, UPC
 
 
 @triton.jit
-def _add_other_blocks(
-    products, left_rows, left_real, right_rows, right_real,
+def _base2_logits(
+    left, right, left_rows, left_real, right_rows, right_real, scale, softcap,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Adds what the dimensions beyond the first block give, in float32: its products hold operands in registers."""
+    """Logits times log2(e), given the first blocks of both sides; ``scale`` has that factor already without a softcap.
+
+    In float32, whose products hold operands in registers, there are further blocks. Each is scaled before it is added:
+    that keeps the compiler from running one sum through all of them, whose rounding would grow with head_dim.
+    """
+    logits = tl.dot(left, tl.trans(right), input_precision="ieee") * scale
     if HEAD_DIM > BLOCK_D:
         for start in range(BLOCK_D, HEAD_DIM, BLOCK_D):
             left = _block(left_rows, left_real, start, HEAD_DIM, BLOCK_D, UPCAST)
             right = _block(right_rows, right_real, start, HEAD_DIM, BLOCK_D, UPCAST)
-            products = tl.dot(left, tl.trans(right), products, input_precision="ieee")
-    return products
-
-
-@triton.jit
-def _base2_logits(products, scale, softcap):
-    """Logits times log2(e): ``scale`` has that factor already where there is no softcap."""
-    logits = products * scale
+            logits += tl.dot(left, tl.trans(right), input_precision="ieee") * scale
     if softcap is not None:
         logits = softcapped(logits, softcap) * LOG2E
     return logits
@@ -116,6 +115,7 @@ def _window_lse_kernel(
 ):  # fmt: skip
     """Sums of exponentials of window queries over one split of the keys. Grid: (splits, kv heads x chunks, batch)."""
     CHUNKS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    ACCURATE: tl.constexpr = key_ptr.dtype.element_ty == tl.float32
     split = tl.program_id(0)
     kv_head = tl.program_id(1) // CHUNKS
     chunk = tl.program_id(1) % CHUNKS
@@ -154,16 +154,16 @@ def _window_lse_kernel(
                         inside = inside & (n > last_position - window + 1 - sliding_window)
             key_rows = key_row + (tl.zeros([], tl.int64) + start) * stride_kt + place * stride_kt
             key = _block(key_rows, inside, 0, HEAD_DIM, BLOCK_D, UPCAST)
-            products = tl.dot(query, tl.trans(key), input_precision="ieee")
-            products = _add_other_blocks(products, query_rows, real, key_rows, inside, HEAD_DIM, BLOCK_D, UPCAST)
-            logits = _base2_logits(products, scale, softcap)
+            logits = _base2_logits(
+                query, key, query_rows, real, key_rows, inside, scale, softcap, HEAD_DIM, BLOCK_D, UPCAST
+            )
             if MASKED:
                 visible = _visible(key_position[None, :], query_position[:, None], sliding_window)
                 logits = tl.where(visible, logits, -float("inf"))
             # A whole number: sums are then rescaled by powers of two, which rounds nothing.
             new_top = tl.maximum(top, tl.ceil(tl.max(logits, 1)))
             shift = tl.where(new_top == -float("inf"), 0.0, new_top) if MASKED else new_top
-            total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(logits - shift[:, None]), 1)
+            total = total * tl.exp2(top - shift) + tl.sum(exp2_of(logits - shift[:, None], ACCURATE), 1)
             top = new_top
     query_heads = tl.num_programs(1) // CHUNKS * GROUP
     rows = tl.num_programs(2).to(tl.int64) * query_heads * window
@@ -230,6 +230,7 @@ def _window_scores_kernel(
     counts, but for heads beyond the group. Sums over heads are shares of the group's mean: the chunks add up.
     """
     CHUNKS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    ACCURATE: tl.constexpr = key_ptr.dtype.element_ty == tl.float32
     split = tl.program_id(0)
     kv_head = tl.program_id(1) // CHUNKS
     chunk = tl.program_id(1) % CHUNKS
@@ -285,13 +286,14 @@ def _window_scores_kernel(
                 read = inside & (n > last_position - window + 1 - sliding_window)
             key_rows = key_row + (tl.zeros([], tl.int64) + start) * stride_kt + place * stride_kt
             key = _block(key_rows, read, 0, HEAD_DIM, BLOCK_D, UPCAST)
-            products = tl.dot(key, tl.trans(query), input_precision="ieee")
-            products = _add_other_blocks(products, key_rows, read, query_rows, real, HEAD_DIM, BLOCK_D, UPCAST)
-            log_p = _base2_logits(products, scale, softcap) - lse[None, :]
+            logits = _base2_logits(
+                key, query, key_rows, read, query_rows, real, scale, softcap, HEAD_DIM, BLOCK_D, UPCAST
+            )
+            log_p = logits - lse[None, :]
             if not ALL_SEEN:
                 visible = _visible(key_position[:, None], query_position[None, :], sliding_window)
                 log_p = tl.where(visible & real[None, :], log_p, HIDDEN)
-            p = tl.exp2(log_p) * correction[None, :]
+            p = exp2_of(log_p, ACCURATE) * correction[None, :]
             surprise = tl.sum(p * log_p, 1) * -LN2
             by_head = tl.reshape(p, [BLOCK_N, HEADS, BLOCK_W])
             mean = tl.sum(by_head, 2) * one_query
