@@ -24,7 +24,7 @@ from tests.kernels.window_scores_cases import EVERYTHING, LARGE, SHAPES, SPECS, 
 # Per key: float32 products of some ten terms each, and exp2 of a logit near 30, whose rounding is 30 * 2^-24. Half
 # inputs are compared on the same rounded numbers: what is left is the order of summation in tensor cores.
 PER_KEY = {torch.float32: 1e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
-# The tensor cores of a GPU cut sums of 16-bit products off where the CPU rounds them, once for every sixteen dimensions:
+# Tensor cores cut sums of 16-bit products off where the CPU rounds them, once for every sixteen dimensions:
 # logits come out some 1e-6 smaller, all of them, and its power of two is good to two units in the last place.
 PER_KEY_IN_TENSOR_CORES, TOTALS_IN_TENSOR_CORES = 1e-4, 5e-6
 TOTALS = 1e-6  # errors of single keys average out, and the sums over splits are float64
