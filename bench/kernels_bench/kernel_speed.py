@@ -75,6 +75,20 @@ class KernelRun:
     rows: list[KernelRow]
     left_out: list[LeftOut]
 
+    @classmethod
+    def of(cls, results: Sequence[CaseResult]) -> KernelRun:
+        """Joins the cases done so far.
+
+        Args:
+            results: as :meth:`KernelBenchmark.run` reports them, that of the copy first.
+        """
+        copied = results[0].rows[0]
+        return cls(
+            bandwidth=(copied["bytes_moved"] or 0) / (copied["median"] / 1e3),
+            rows=[row for result in results for row in result.rows],
+            left_out=[entry for result in results for entry in result.left_out],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelBenchmark:
@@ -122,11 +136,7 @@ class KernelBenchmark:
         for prepared in self._cases():
             results.append(self._case(prepared, clocks, bandwidth))
             report(results[-1])
-        return KernelRun(
-            bandwidth=bandwidth,
-            rows=[row for result in results for row in result.rows],
-            left_out=[entry for result in results for entry in result.left_out],
-        )
+        return KernelRun.of(results)
 
     def _cases(self) -> Iterator[PreparedCase]:
         with torch.inference_mode():

@@ -59,7 +59,7 @@ def run_request(request: Request, *, as_json: bool) -> bool:
         ValueError: an unknown operation, shape or backend.
     """
     from kvcompress.bench.kernels_bench.goals import goals
-    from kvcompress.bench.kernels_bench.kernel_speed import default_file
+    from kvcompress.bench.kernels_bench.kernel_speed import KernelRun, default_file
     from kvcompress.bench.results_file import environment, results, write_results
 
     # Read at the first use of torch's profiler, which counts memory and would write lines of its own.
@@ -71,16 +71,26 @@ def run_request(request: Request, *, as_json: bool) -> bool:
     target = request.out or (None if request.quick else default_file(_device_name(benchmark)))
     _check_target(target)
     printer = _Printer(Console(highlight=False), quiet=as_json)
-    found = benchmark.run(printer.show)
-    judged = goals(found.rows)
-    notes = _notes(request, benchmark, found, judged)
-    content = results(found.rows, made_in=made_in, schema=SCHEMA, notes=notes)
-    printer.end(judged)
+    done: list[CaseResult] = []
+
+    def content(*, complete: bool) -> dict[str, Any]:
+        found = KernelRun.of(done)
+        notes = {**_notes(request, benchmark, found, goals(found.rows)), "complete": complete}
+        return results(found.rows, made_in=made_in, schema=SCHEMA, notes=notes)
+
+    def take(result: CaseResult) -> None:
+        done.append(result)
+        printer.show(result)
+        if target is not None:  # a later case may fail, or the time be over
+            write_results(content(complete=False), target)
+
+    found = benchmark.run(take)
+    printer.end(goals(found.rows))
     if target is not None:
-        write_results(content, target)
+        write_results(content(complete=True), target)
         typer.echo(f"written: {target}", err=as_json)
     if as_json:
-        sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(content(complete=True), allow_nan=False) + "\n")
     return any(entry.wrong for entry in found.left_out)
 
 

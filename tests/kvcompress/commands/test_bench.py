@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from kvcompress.bench.kernels_bench import kernel_speed
 from kvcompress.bench.results_file import results, write_results
 from kvcompress.cli import app
 from kvcompress.commands.figures import three_digits
@@ -55,6 +56,22 @@ class TestKernels:
         assert {case["case"] for case in content["cases"]} == {"copy", "compact", "decode_attend"}
         assert all(case["share_of_bandwidth"] > 0 for case in content["cases"])
         assert {entry["provider"] for entry in content["left_out"]} >= {"triton"}
+
+    def test_what_was_timed_is_there_when_a_later_case_breaks_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def breaks(layer: object) -> None:
+            raise KeyboardInterrupt
+
+        cases = {**kernel_speed.OPERATIONS, "decode_attend": breaks}
+        monkeypatch.setattr(kernel_speed, "OPERATIONS", cases)
+        out = tmp_path / "run.json"
+        assert invoke(*QUICK, "--operations", "compact,decode_attend", "--out", out).exit_code != 0
+        content = json.loads(out.read_text(encoding="utf-8"))
+        assert content["complete"] is False
+        assert {case["case"] for case in content["cases"]} == {"copy", "compact"}
+        assert invoke(*QUICK, "--operations", "compact", "--out", out).exit_code == 0
+        assert json.loads(out.read_text(encoding="utf-8"))["complete"] is True
 
     def test_json_is_all_there_is_on_stdout(self) -> None:
         result = invoke(*QUICK, "--operations", "select_top_k", "--json", "--cpu-time")
