@@ -20,6 +20,7 @@ from kvcompress import (
     detach,
 )
 from tests.kvcompress.engine.architectures import build, randomised, shared_model, tiny_config
+from tests.kvcompress.engine.cascades import interrupted
 from tests.kvcompress.engine.helpers import (
     LONG,
     MEDIUM,
@@ -204,14 +205,7 @@ def test_training_mode() -> None:
 def test_interrupted_prefill_cannot_be_continued(llama: PreTrainedModel) -> None:
     model = build("llama")
     cache = CompressedCache(model, Cake(**SMALL))
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    handle = model.model.layers[2].mlp.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        forward(model, cache, prompt(LONG))
-    handle.remove()
+    interrupted(model, cache)
     with pytest.raises(CacheStateError, match=r"reached 3 of 4 layers.*cache\.reset\(\)"):
         forward(model, cache, prompt(5))
     cache.reset()
