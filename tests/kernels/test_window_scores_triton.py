@@ -24,9 +24,9 @@ from tests.kernels.window_scores_cases import EVERYTHING, LARGE, SHAPES, SPECS, 
 # Per key: float32 products of some ten terms each, and exp2 of a logit near 30, whose rounding is 30 * 2^-24. Half
 # inputs are compared on the same rounded numbers: what is left is the order of summation in tensor cores.
 PER_KEY = {torch.float32: 1e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
-# Tensor cores cut sums of 16-bit products off where the CPU rounds them, once for every sixteen dimensions: all logits come
-# out smaller by some 1e-7, and the total variance, worked out for these shapes, is off by up to 1.9e-6 (that of a key by
-# 5.4e-6, to which the hardware's power of two adds two units in the last place of each probability).
+# Tensor cores cut sums of 16-bit products off where the CPU rounds them, once for every sixteen dimensions. Worked out
+# for these shapes, the total variance is then off by up to 1.9e-6, and that of a key by 5.4e-6, to which the hardware's
+# power of two adds two units in the last place of each probability.
 PER_KEY_IN_TENSOR_CORES, TOTALS_IN_TENSOR_CORES = 4e-5, 4e-6
 TOTALS = 1e-6  # errors of single keys average out, and the sums over splits are float64
 
