@@ -74,10 +74,11 @@ fmt: $(READY)  ## format the code and apply the safe fixes
 test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of engine and capture on transformers 5.17
 	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies tests/analysis/capture -m "not slow" -q $(PARALLEL) $(ARGS)
 
-# Most of their time is spent compiling, so several processes share the GPU.
+# Most of their time is spent compiling, so several processes share the GPU. Each test is named as it ends (-v): a run
+# that is cut short has no summary.
 test-gpu: $(READY)  ## run the tests that need a GPU, the long loops that look for races among them
 	$(NEED_GPU)
-	$(PYTEST) -m gpu -q $(GPU_TESTS) -n $(WORKERS) --maxprocesses=12 --dist load --benchmark-disable $(ARGS)
+	$(PYTEST) -m gpu -v $(GPU_TESTS) -n $(WORKERS) --maxprocesses=12 --dist load --benchmark-disable $(ARGS)
 
 lint: $(READY)  ## check style and format, and run the guards of the layout
 	$(PY) -m ruff check .
