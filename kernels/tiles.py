@@ -139,7 +139,8 @@ def _decode_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     wide, amd = head_dim > 128, architecture == "gfx942"
     roomy = itemsize == 2 and not wide and not amd
     if roomy and architecture == "sm90":
-        return Tile(block_n=128, heads=min(power_of_two(group, 16), 32), warps=8, stages=2)
+        heads = min(power_of_two(group, 16), 32)
+        return Tile(block_n=128 if heads == 16 else 64, heads=heads, warps=8, stages=2)
     return Tile(
         block_n=16 if itemsize == 4 or (wide and amd) else 32,
         heads=min(power_of_two(group, 16), 32 if roomy else 16),

@@ -78,12 +78,12 @@ def host():
 
 
 class TestReport:
-    OUTCOMES = (outcome("sm80", registers=90), outcome("sm80", block=256, shared=2048), outcome("sm90", stack=40))
+    OUTCOMES = (outcome("sm80", registers=90), outcome("sm80", block=256, shared=2048), outcome("sm90", stack=56))
 
     def test_text_has_the_worst_of_each_kernel_and_target(self) -> None:
         _, first, second = aot_report.text_table(self.OUTCOMES).splitlines()
         assert first.split() == ["shift/shift_kernel", "sm80", "2", "90", "2.0", "0", "0", "0.5", "N128", "aligned"]
-        assert second.split()[:7] == ["shift/shift_kernel", "sm90", "1", "64", "1.0", "40", "0"]
+        assert second.split()[:7] == ["shift/shift_kernel", "sm90", "1", "64", "1.0", "56", "0"]
 
     def test_markdown_has_a_column_per_target(self) -> None:
         failed = replace(outcome("sm90"), resources=None, error="no")
