@@ -17,8 +17,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _whole_power(n):
-    """``2**n`` of whole numbers in float32 from -127, which gives 0, to 127: their bits."""
-    return ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    """``2**n`` of whole numbers in float32 from -127, which gives 0, to 127: their bits. Of NaN it gives 1."""
+    number = tl.where(n == n, n, 0.0).to(tl.int32)
+    return ((number + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -68,7 +68,7 @@ WRONG_CACHES: dict[str, tuple[Callable[[PreTrainedModel], Any], type[Exception],
     "cascade-every": (lambda model: CompressedCache(model, Full(), cascade_every=0), ValueError, "cascade_every"),
     "backend": (lambda model: CompressedCache(model, Full(), backend="cuda"), ValueError, "backend"),
     "one-launch": (
-        lambda model: CompressedCache(model, Full(), one_launch=True),
+        lambda model: CompressedCache(model, Full(), backend="torch", one_launch=True),
         ValueError,
         "one_launch=True is a variant",
     ),
