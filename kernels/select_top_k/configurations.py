@@ -36,7 +36,7 @@ def configurations(architecture: str) -> Iterator[Configuration]:
                 continue  # of the kernels for long rows, the plainest form and the fullest
             yield _configuration("refine", kernel._refine_kernel, ragged, row_k)
             yield _configuration("gather", kernel._gather_kernel, ragged, row_k)
-            for digit in range(4):
+            for digit in range(launch.NIBBLES):
                 yield _configuration("nibble", kernel._nibble_kernel, ragged, row_k, DIGIT=digit)
 
 

@@ -14,7 +14,7 @@ from kvcompress.kernels.select_top_k import kernel
 from kvcompress.kernels.select_top_k.reference import check_k
 
 # Rows up to ROW_PROGRAM_MOST are one program each: it goes through its row four times, about 5 us per 1000 scores on an
-# H200, where the launches of the other form take some 25 us whatever the length.
+# H200, where the other form took 32 us for 8 rows of 2048, and 42 for 8 of 131072.
 ROW_PROGRAM_MOST: Final = 4096
 # How many more candidates than are wanted get a rank; a bin of sixteen bits of the key spans 0.8 % of a score.
 EXTRA: Final = 1024
@@ -27,7 +27,7 @@ _STEPS: Final = 4
 # Few and wide: each step over the others waits for its load, and many programs are at work at once.
 _BLOCK_RANK: Final = 16
 _BLOCK_OTHER: Final = 256
-_NIBBLES: Final = 4
+NIBBLES: Final[int] = kernel.NIBBLES.value
 _LEAST: Final = -(2**63)  # behind every candidate
 
 
@@ -119,9 +119,9 @@ def _contiguous(numbers: torch.Tensor | None) -> torch.Tensor | None:
 
 def _select(given: _Rows, chosen: torch.Tensor) -> None:
     """Fills ``chosen`` (int64 ``[rows, k]``): candidates by radix select, then their order."""
-    length = (
-        given.length if given.offsets is None else given.length // given.rows
-    )  # the mean: lengths are on the device
+    length = given.length
+    if given.offsets is not None:
+        length //= given.rows  # the mean: lengths are on the device
     find = _find_by_row if length <= ROW_PROGRAM_MOST else _find_with_many_programs
     if given.k <= RANK_MOST:
         _rank(given, find(given, torch.empty), chosen)
@@ -151,13 +151,13 @@ def _find_with_many_programs(given: _Rows, make: Callable[..., torch.Tensor]) ->
     """The chosen of each row and up to EXTRA more, every row cut into blocks: one launch per nibble, and two more."""
     device = given.scores.device
     capacity = min(given.k + EXTRA, given.length)
-    counters = torch.zeros(given.rows * (16 * _NIBBLES + 1), dtype=torch.int32, device=device)
-    found, histogram = counters.split([given.rows, given.rows * 16 * _NIBBLES])
+    counters = torch.zeros(given.rows * (16 * NIBBLES + 1), dtype=torch.int32, device=device)
+    found, histogram = counters.split([given.rows, given.rows * 16 * NIBBLES])
     least = torch.empty(given.rows, dtype=torch.int64, device=device)
     candidates = make((given.rows, capacity), dtype=torch.int64, device=device)
     rows, sizes = given[:3], (given.length, given.k)
     stride = given.scores.stride(0)
-    for digit in range(_NIBBLES):
+    for digit in range(NIBBLES):
         kernel._nibble_kernel[(given.rows, triton.cdiv(given.length, _BLOCK_NIBBLE * _STEPS))](
             *rows, histogram, *sizes, stride, DIGIT=digit, **_options("nibble")
         )
