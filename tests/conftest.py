@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.interpreter import hasten
+
+        hasten()
 
 
 def _reason_without_browser() -> str | None:

@@ -21,69 +21,10 @@ import triton
 import triton.language as tl
 
 from kvcompress.kernels.exponentials import LOG2E, exp2_of
+from kvcompress.kernels.window_scores.logits import base2_logits, block_of, visible_pairs
 
 LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)
-
-
-@triton.jit
-def softcapped(logits, softcap):
-    """``softcap * tanh(logits / softcap)``, both float32, in natural scale, within about 2e-7 (relative).
-
-    The hardware's tanh is good to 5e-4 only, and (1 - e) / (1 + e) alone loses all digits of a small argument: below
-    one half stands an odd polynomial (a fit of our own, relative error 6e-8).
-    """
-    x = logits / softcap
-    square = x * x
-    series = -0.006946988752669507 * square + 0.02147272311157122
-    series = series * square - 0.053933791563983265
-    series = series * square + 0.13333227419412652
-    series = series * square - 0.3333333281033188
-    small = series * square * x + x
-    magnitude = tl.abs(x)
-    decay = tl.exp2(magnitude * (-2.0 * LOG2E))
-    large = 1.0 - 2.0 * decay / (1.0 + decay)  # what is inexact is subtracted, and small where much is rounded off
-    large = tl.where(x < 0.0, -large, large)
-    return softcap * tl.where(magnitude < 0.5, small, large)
-
-
-@triton.jit
-def _block(rows, real, start, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
-    """Dimensions ``start .. start + BLOCK_D`` of vectors given as pointers: ``[rows, BLOCK_D]``."""
-    d = start + tl.arange(0, BLOCK_D)
-    block = tl.load(rows[:, None] + d[None, :], mask=real[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    return block.to(tl.float32) if UPCAST else block
-
-
-@triton.jit
-def _base2_logits(
-    left, right, left_rows, left_real, right_rows, right_real, scale, softcap,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Logits times log2(e), given the first blocks of both sides; ``scale`` has that factor already without a softcap.
-
-    In float32, whose products hold operands in registers, there are further blocks. Each is scaled before it is added:
-    that keeps the compiler from running one sum through all of them, whose rounding would grow with head_dim.
-    """
-    logits = tl.dot(left, tl.trans(right), input_precision="ieee") * scale
-    if HEAD_DIM > BLOCK_D:
-        for start in range(BLOCK_D, HEAD_DIM, BLOCK_D):
-            left = _block(left_rows, left_real, start, HEAD_DIM, BLOCK_D, UPCAST)
-            right = _block(right_rows, right_real, start, HEAD_DIM, BLOCK_D, UPCAST)
-            logits += tl.dot(left, tl.trans(right), input_precision="ieee") * scale
-    if softcap is not None:
-        logits = softcapped(logits, softcap) * LOG2E
-    return logits
-
-
-@triton.jit
-def _visible(key_position, query_position, sliding_window):
-    """Whether queries see keys by position; both come with the axes that broadcast. Position -1 is seen by none."""
-    distance = query_position - key_position
-    visible = (distance >= 0) & (key_position >= 0)
-    if sliding_window is not None:
-        visible = visible & (distance < sliding_window)
-    return visible
 
 
 @triton.jit
@@ -127,7 +68,7 @@ def _window_lse_kernel(
     query_head = (kv_head * GROUP + head).to(tl.int64)
     query_position = last_position - window + 1 + w
     query_rows = query_ptr + batch * stride_qb + query_head * stride_qh + w.to(tl.int64) * stride_qw
-    query = _block(query_rows, real, 0, HEAD_DIM, BLOCK_D, UPCAST)
+    query = block_of(query_rows, real, 0, HEAD_DIM, BLOCK_D, UPCAST)
     key_row = key_ptr + batch * stride_kb + kv_head.to(tl.int64) * stride_kh
     if positions_ptr is not None:
         position_row = positions_ptr + batch * stride_pb + kv_head.to(tl.int64) * stride_ph
@@ -153,12 +94,12 @@ def _window_lse_kernel(
                     if sliding_window is not None:  # what no query sees is not read
                         inside = inside & (n > last_position - window + 1 - sliding_window)
             key_rows = key_row + (tl.zeros([], tl.int64) + start) * stride_kt + place * stride_kt
-            key = _block(key_rows, inside, 0, HEAD_DIM, BLOCK_D, UPCAST)
-            logits = _base2_logits(
+            key = block_of(key_rows, inside, 0, HEAD_DIM, BLOCK_D, UPCAST)
+            logits = base2_logits(
                 query, key, query_rows, real, key_rows, inside, scale, softcap, HEAD_DIM, BLOCK_D, UPCAST
             )
             if MASKED:
-                visible = _visible(key_position[None, :], query_position[:, None], sliding_window)
+                visible = visible_pairs(key_position[None, :], query_position[:, None], sliding_window)
                 logits = tl.where(visible, logits, -float("inf"))
             # A whole number: sums are then rescaled by powers of two, which rounds nothing.
             new_top = tl.maximum(top, tl.ceil(tl.max(logits, 1)))
@@ -242,7 +183,7 @@ def _window_scores_kernel(
     query_head = (kv_head * GROUP + head).to(tl.int64)
     query_position = last_position - window + 1 + w
     query_rows = query_ptr + batch * stride_qb + query_head * stride_qh + w.to(tl.int64) * stride_qw
-    query = _block(query_rows, real, 0, HEAD_DIM, BLOCK_D, UPCAST)
+    query = block_of(query_rows, real, 0, HEAD_DIM, BLOCK_D, UPCAST)
     one_window = tl.arange(0, BLOCK_W)
     counts = one_window < window
     if valid_ptr is not None:
@@ -285,13 +226,13 @@ def _window_scores_kernel(
             elif sliding_window is not None:  # what no query sees is not read
                 read = inside & (n > last_position - window + 1 - sliding_window)
             key_rows = key_row + (tl.zeros([], tl.int64) + start) * stride_kt + place * stride_kt
-            key = _block(key_rows, read, 0, HEAD_DIM, BLOCK_D, UPCAST)
-            logits = _base2_logits(
+            key = block_of(key_rows, read, 0, HEAD_DIM, BLOCK_D, UPCAST)
+            logits = base2_logits(
                 key, query, key_rows, read, query_rows, real, scale, softcap, HEAD_DIM, BLOCK_D, UPCAST
             )
             log_p = logits - lse[None, :]
             if not ALL_SEEN:
-                visible = _visible(key_position[:, None], query_position[None, :], sliding_window)
+                visible = visible_pairs(key_position[:, None], query_position[None, :], sliding_window)
                 log_p = tl.where(visible & real[None, :], log_p, HIDDEN)
             p = exp2_of(log_p, ACCURATE) * correction[None, :]
             surprise = tl.sum(p * log_p, 1) * -LN2

@@ -10,8 +10,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from kvcompress.kernels.softcap import softcapped
 from kvcompress.kernels.window_scores import launch
-from kvcompress.kernels.window_scores.kernel import softcapped
 from kvcompress.kernels.window_scores.op import window_scores
 from kvcompress.kernels.window_scores.reference import (
     STATISTICS,
