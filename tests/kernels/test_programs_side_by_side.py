@@ -128,9 +128,20 @@ def _gather_last(values_ptr, counter_ptr, out_ptr, programs: tl.constexpr, SEM: 
     """Each program writes an element; the one that arrives last reads all."""
     place = tl.program_id(0)
     tl.store(values_ptr + place, place + 1)
+    tl.debug_barrier()
     if tl.atomic_add(counter_ptr, 1, sem=SEM) == programs - 1:
         every = tl.arange(0, programs)
         tl.store(out_ptr + every, tl.load(values_ptr + every, cache_modifier=CACHE))
+
+
+@triton.jit
+def _move_up(values_ptr, size: tl.constexpr, by: tl.constexpr, BARRIER: tl.constexpr):
+    """Moves all elements up in place."""
+    every = tl.arange(0, size)
+    values = tl.load(values_ptr + every)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(values_ptr + every + by, values, mask=every + by < size)
 
 
 def problems_of(kernel, *arguments, programs: int = 4) -> str:
@@ -172,6 +183,13 @@ def test_the_last_to_arrive_reads_only_what_was_released(semantics: str, cache: 
     problems = problems_of(_gather_last, integers(4), integers(1), out, 4, semantics, cache)
     assert (found in problems) if found else not problems
     assert out.tolist() == [1, 2, 3, 4]
+
+
+def test_threads_that_write_what_others_read_need_a_barrier() -> None:
+    found = "threads of a program read or write each other's elements"
+    assert found in problems_of(_move_up, integers(8), 8, 1, False, programs=1)
+    assert not problems_of(_move_up, integers(8), 8, 1, True, programs=1)
+    assert not problems_of(_move_up, integers(8), 8, 0, False, programs=1)  # every thread writes what it has read
 
 
 def test_elements_outside_the_tensors_are_found() -> None:

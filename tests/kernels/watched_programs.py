@@ -1,20 +1,25 @@
 """Watches what the programs of interpreted kernels read and write, and runs them in any order.
 
-Triton's interpreter runs the programs of a launch one after another, so a race gives the right result there. It is
-found all the same by the addresses: programs that run side by side on a GPU may share only what none of them writes,
-what all of them change by atomic operations, or what one wrote before it released, and another read after it acquired,
-the same counter. And an address outside the tensors that a launch was given belongs to somebody else.
+Triton's interpreter runs the programs of a launch one after another, each as if by one thread, so a race gives the
+right result there. It is found all the same by the addresses:
 
-What threads of one program do to each other is not seen, nor is the order in which a GPU's memory shows writes.
+- programs that run side by side on a GPU may share only what none of them writes, what all of them change by atomic
+  operations, or what one wrote before it released, and another read after it acquired, the same counter;
+- the threads of a program may read and write the same elements only with a barrier between, or by the same pointers,
+  which give each thread elements of its own;
+- an address outside the tensors that a launch was given belongs to somebody else.
+
+What is not seen is the order in which the memory of a GPU shows writes. Elements are told apart by their first byte.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import groupby, product
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -23,15 +28,19 @@ import numpy as np
 READ, WRITE, ATOMIC = "reads", "writes", "changes atomically"
 Grid = tuple[int, int, int]
 Order = Callable[[list[Grid]], list[Grid]]
+NONE = np.empty(0, np.uint64)
 
 
 class Access(NamedTuple):
-    """Some addresses touched by a program, at a time when it knew what ``known`` says of the others.
+    """Some elements touched by a program, at a time when it knew what ``known`` says of the others.
 
     Attributes:
         program: the program's number in the order in which they run.
         epoch: how often it had released before.
         known: by program, the last of its epochs whose accesses all come before this one.
+        phase: how many barriers the program's threads had passed.
+        threads: equal for tiles whose elements fall to the same threads: the pointers' bytes; None for a scalar, which
+            all threads read and one of them writes.
         kind: READ, WRITE or ATOMIC.
         past_l1: whether it does without the first-level cache, which does not see what others write.
         addresses: of the elements, uint64.
@@ -40,6 +49,8 @@ class Access(NamedTuple):
     program: int
     epoch: int
     known: dict[int, int]
+    phase: int
+    threads: bytes | None
     kind: str
     past_l1: bool
     addresses: np.ndarray
@@ -50,17 +61,18 @@ class Launch:
     """One launch: its grid, its tensors' memory, and all accesses so far."""
 
     kernel: str
-    memory: list[tuple[int, int]]
+    memory: list[tuple[int, int]] = field(default_factory=list)
     grid: list[Grid] = field(default_factory=list)
     accesses: list[Access] = field(default_factory=list)
     program: int = -1
     epoch: int = 0
+    phase: int = 0
     known: dict[int, int] = field(default_factory=dict)
     released: dict[int, dict[int, int]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
 
     def begin_program(self) -> None:
-        self.program, self.epoch, self.known = self.program + 1, 0, {}
+        self.program, self.epoch, self.phase, self.known = self.program + 1, 0, 0, {}
 
     def touch(self, kind: str, pointers: Any, mask: Any, *, past_l1: bool = False) -> None:
         """Notes an access; ``pointers`` and ``mask`` are handles of the interpreter."""
@@ -68,7 +80,9 @@ class Launch:
         if addresses.size == 0:
             return
         self._check_bounds(kind, addresses, pointers.get_element_ty().primitive_bitwidth // 8)
-        self.accesses.append(Access(self.program, self.epoch, self.known, kind, past_l1, addresses))
+        threads = pointers.data.tobytes() if pointers.data.size > 1 else None
+        now = (self.program, self.epoch, self.known, self.phase)
+        self.accesses.append(Access(*now, threads, kind, past_l1, addresses))
 
     def synchronise(self, address: int) -> None:
         """An atomic operation that acquires and releases: learns what was released there, and adds what it did."""
@@ -83,46 +97,33 @@ class Launch:
         for start, end in self.memory:
             inside |= (addresses >= start) & (addresses + np.uint64(width) <= end)
         if not inside.all():
-            count = int((~inside).sum())
-            self.problems.append(f"{self.kernel}: program {self.program} {kind} {count} elements outside its tensors")
+            self.strays.append(f"a program {kind} {int((~inside).sum())} elements outside its tensors")
 
-    def races(self) -> Iterator[str]:
-        """What programs do to each other's elements without an order between them."""
-        shared = _shared(self.accesses)
-        history: dict[int, list[Access]] = {}
-        for access in self.accesses if shared.size else []:
-            found = {
-                problem
-                for address in _among(access.addresses, shared)
-                for problem in _clashes(history, access, address)
-            }
-            yield from (f"{self.kernel}: {problem}" for problem in sorted(found))
+    def problems(self) -> list[str]:
+        """All that must not be, in words."""
+        found = [*self.strays, *_races(self.accesses), *_hazards(self.accesses)]
+        return [f"{self.kernel}: {problem}" for problem in dict.fromkeys(found)]
+
+
+def _races(accesses: list[Access]) -> Iterator[str]:
+    """What programs do to each other's elements without an order between them."""
+    shared = _shared(accesses)
+    history: dict[int, list[Access]] = {}
+    for access in accesses if shared.size else []:
+        for address in _among(access.addresses, shared):
+            yield from _clashes(history.setdefault(address, []), access)
 
 
 def _shared(accesses: list[Access]) -> np.ndarray:
     """Addresses that several programs touch, at least one of which writes, unless all do so atomically."""
-    if len({access.program for access in accesses}) < 2:
-        return np.empty(0, np.uint64)
     changed = [access.addresses for access in accesses if access.kind != READ]
     plain = [access.addresses for access in accesses if access.kind != ATOMIC]
-    if not changed or not plain:
-        return np.empty(0, np.uint64)
-    candidates = np.intersect1d(np.concatenate(changed), np.concatenate(plain))
-    by_program: dict[int, list[np.ndarray]] = {}
-    for access in accesses:
-        by_program.setdefault(access.program, []).append(_among(access.addresses, candidates))
-    distinct = [np.unique(np.concatenate(parts)) for parts in by_program.values()]
-    addresses, programs = np.unique(np.concatenate(distinct), return_counts=True)
-    return addresses[programs > 1]
+    candidates = np.intersect1d(np.concatenate([NONE, *changed]), np.concatenate([NONE, *plain]))
+    return _touched_by_several(accesses, lambda access: access.program, candidates)
 
 
-def _among(addresses: np.ndarray, sorted_set: np.ndarray) -> np.ndarray:
-    return addresses[np.isin(addresses, sorted_set)]
-
-
-def _clashes(history: dict[int, list[Access]], access: Access, address: int) -> Iterator[str]:
-    """Earlier accesses of an address that this one clashes with; the address's history then has this one too."""
-    earlier = history.setdefault(address, [])
+def _clashes(earlier: list[Access], access: Access) -> Iterator[str]:
+    """How an access clashes with earlier ones of an element, to which it is added."""
     for other in earlier:
         if other.program == access.program or {other.kind, access.kind} in ({READ}, {ATOMIC}):
             continue
@@ -133,17 +134,56 @@ def _clashes(history: dict[int, list[Access]], access: Access, address: int) -> 
     earlier.append(access)
 
 
+def _hazards(accesses: list[Access]) -> Iterator[str]:
+    """What threads of one program do to each other's elements with no barrier between."""
+    for _, group in groupby(accesses, key=lambda access: (access.program, access.phase)):
+        plain = [access for access in group if access.kind != ATOMIC]
+        written = np.unique(np.concatenate([NONE, *(access.addresses for access in plain if access.kind == WRITE)]))
+        if written.size and _touched_by_several(plain, _threads(plain), written).size:
+            yield "threads of a program read or write each other's elements, with no barrier between"
+
+
+def _threads(accesses: list[Access]) -> Callable[[Access], Any]:
+    """Tells accesses apart whose elements may fall to other threads; all reads of scalars are one."""
+    numbers = {id(access): number for number, access in enumerate(accesses)}
+
+    def of(access: Access) -> Any:
+        if access.threads is not None:
+            return access.threads
+        return READ if access.kind == READ else numbers[id(access)]
+
+    return of
+
+
+def _touched_by_several(accesses: list[Access], by: Callable[[Access], Any], addresses: np.ndarray) -> np.ndarray:
+    """Those of some addresses that accesses of several kinds ``by`` touch."""
+    parts: dict[Any, list[np.ndarray]] = {}
+    for access in accesses if addresses.size else []:
+        parts.setdefault(by(access), []).append(_among(access.addresses, addresses))
+    distinct = [np.unique(np.concatenate(part)) for part in parts.values()]
+    touched, times = np.unique(np.concatenate([NONE, *distinct]), return_counts=True)
+    return touched[times > 1]
+
+
+def _among(addresses: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return addresses[np.isin(addresses, wanted)]
+
+
 @dataclass
 class Watch:
     """What was seen of all launches.
 
     Attributes:
-        problems: accesses that must not be, in words.
+        problems: accesses that must not be, in words, each once.
         programs: by kernel, the most programs of one launch.
     """
 
     problems: list[str] = field(default_factory=list)
-    programs: dict[str, int] = field(default_factory=dict)
+    programs: Counter[str] = field(default_factory=Counter)
+
+    def add(self, launch: Launch) -> None:
+        self.problems = list(dict.fromkeys([*self.problems, *launch.problems()]))
+        self.programs |= Counter({launch.kernel: len(launch.grid)})
 
 
 def forward(grid: list[Grid]) -> list[Grid]:
@@ -164,48 +204,29 @@ def shuffled(seed: int) -> Order:
 
 @contextmanager
 def watched(order: Order = forward) -> Iterator[Watch]:
-    """Watches all launches of the block; its programs run in the given order."""
+    """Watches all launches of the block; their programs run in the given order."""
     from triton.runtime import interpreter
 
     watch = Watch()
-    builder, executor = interpreter.interpreter_builder, interpreter.GridExecutor
     launches: list[Launch] = []
-    plain = {name: getattr(builder, name) for name in ("create_masked_load", "create_masked_store")}
-    plain |= {name: getattr(builder, name) for name in ("create_atomic_rmw", "set_grid_dim", "set_grid_idx")}
+    with (
+        patch.multiple(interpreter.GridExecutor, **_launching(interpreter.GridExecutor, launches, watch)),
+        patch.multiple(interpreter.interpreter_builder, **_touching(interpreter.interpreter_builder, launches)),
+        patch.multiple(interpreter.interpreter_builder, **_ordering(interpreter.interpreter_builder, launches, order)),
+    ):
+        yield watch
 
-    def load(pointers: Any, mask: Any, other: Any, cache: Any, *rest: Any) -> Any:
-        launches[-1].touch(READ, pointers, mask, past_l1=str(cache).rpartition(".")[2].lower() in ("cg", "cv"))
-        return plain["create_masked_load"](pointers, mask, other, cache, *rest)
 
-    def store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        launches[-1].touch(WRITE, pointers, mask)
-        return plain["create_masked_store"](pointers, value, mask, *rest)
-
-    def atomic(operation: Any, pointers: Any, value: Any, mask: Any, semantics: Any, scope: Any) -> Any:
-        launches[-1].touch(ATOMIC, pointers, mask)
-        if "RELAXED" not in str(semantics).upper():
-            for address in pointers.data[mask.data.astype(bool)]:
-                launches[-1].synchronise(int(address))
-        return plain["create_atomic_rmw"](operation, pointers, value, mask, semantics, scope)
-
-    def set_grid_dim(*sizes: int) -> None:
-        plain["set_grid_dim"](*sizes)
-        launches[-1].grid = order(list(product(*map(range, sizes))))
-
-    def set_grid_idx(*_: int) -> None:
-        launches[-1].begin_program()
-        plain["set_grid_idx"](*launches[-1].grid[launches[-1].program])
-
+def _launching(executor: Any, launches: list[Launch], watch: Watch) -> dict[str, Any]:
+    """Methods of the interpreter that begin and end a launch, and find its tensors."""
     run, place = executor.__call__, executor._init_args_hst
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        launches.append(Launch(self.fn.__name__, []))
+        launches.append(Launch(self.fn.__name__))
         try:
             run(self, *args, **kwargs)
         finally:
-            ended = launches.pop()
-            watch.problems += [*ended.problems, *ended.races()]
-            watch.programs[ended.kernel] = max(watch.programs.get(ended.kernel, 0), len(ended.grid))
+            watch.add(launches.pop())
 
     def arguments(self: Any, args: Any, kwargs: Any) -> Any:
         placed = place(self, args, kwargs)
@@ -213,15 +234,49 @@ def watched(order: Order = forward) -> Iterator[Watch]:
         launches[-1].memory += [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages]
         return placed
 
-    with (
-        patch.multiple(executor, __call__=launch, _init_args_hst=arguments),
-        patch.multiple(
-            builder,
-            create_masked_load=load,
-            create_masked_store=store,
-            create_atomic_rmw=atomic,
-            set_grid_dim=set_grid_dim,
-            set_grid_idx=set_grid_idx,
-        ),
-    ):
-        yield watch
+    return {"__call__": launch, "_init_args_hst": arguments}
+
+
+def _touching(builder: Any, launches: list[Launch]) -> dict[str, Any]:
+    """Methods of the interpreter that touch memory or synchronise."""
+    read, write, change = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
+
+    def load(pointers: Any, mask: Any, other: Any, cache: Any, *rest: Any) -> Any:
+        launches[-1].touch(READ, pointers, mask, past_l1=str(cache).rpartition(".")[2].lower() in ("cg", "cv"))
+        return read(pointers, mask, other, cache, *rest)
+
+    def store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        launches[-1].touch(WRITE, pointers, mask)
+        return write(pointers, value, mask, *rest)
+
+    def atomic(operation: Any, pointers: Any, value: Any, mask: Any, semantics: Any, scope: Any) -> Any:
+        launches[-1].touch(ATOMIC, pointers, mask)
+        if "RELAXED" not in str(semantics).upper():
+            for address in pointers.data[mask.data.astype(bool)]:
+                launches[-1].synchronise(int(address))
+        return change(operation, pointers, value, mask, semantics, scope)
+
+    def barrier() -> None:
+        launches[-1].phase += 1
+
+    return {
+        "create_masked_load": load,
+        "create_masked_store": store,
+        "create_atomic_rmw": atomic,
+        "create_barrier": barrier,
+    }
+
+
+def _ordering(builder: Any, launches: list[Launch], order: Order) -> dict[str, Any]:
+    """Methods of the interpreter that say which program runs."""
+    size, choose = builder.set_grid_dim, builder.set_grid_idx
+
+    def set_grid_dim(*sizes: int) -> None:
+        size(*sizes)
+        launches[-1].grid = order(list(product(*map(range, sizes))))
+
+    def set_grid_idx(*_: int) -> None:
+        launches[-1].begin_program()
+        choose(*launches[-1].grid[launches[-1].program])
+
+    return {"set_grid_dim": set_grid_dim, "set_grid_idx": set_grid_idx}
