@@ -76,7 +76,8 @@ CALLS: dict[str, tuple[Callable[[], Tensors], str]] = {
     "window_scores": (scored, "_window_scores_kernel"),
     "select_top_k": (selected, "_gather_kernel"),
     "compact": (compacted, "_compact_kernel"),
-    "decode_attend": (lambda: decoded(one_launch=False, lengths=(150, 40)), "_attend_slots_kernel"),
+    "decode_attend": (lambda: decoded(one_launch=False, lengths=(63, 40)), "_finish_kernel"),
+    "decode_attend of long rows": (lambda: decoded(one_launch=False, lengths=(150, 40)), "_attend_slots_kernel"),
     "decode_attend in one launch": (lambda: decoded(one_launch=True, lengths=(63, 40)), "_attend_slots_kernel"),
 }
 
