@@ -157,11 +157,20 @@ def _threads(accesses: list[Access]) -> Callable[[Access], Any]:
 
 def _touched_by_several(accesses: list[Access], by: Callable[[Access], Any], addresses: np.ndarray) -> np.ndarray:
     """Those of some addresses that accesses of several kinds ``by`` touch."""
-    parts: dict[Any, list[np.ndarray]] = {}
-    for access in accesses if addresses.size else []:
-        parts.setdefault(by(access), []).append(_among(access.addresses, addresses))
-    distinct = [np.unique(np.concatenate(part)) for part in parts.values()]
-    touched, times = np.unique(np.concatenate([NONE, *distinct]), return_counts=True)
+    if not addresses.size:
+        return NONE
+    numbers: dict[Any, int] = {}
+    kinds = [numbers.setdefault(by(access), len(numbers)) for access in accesses]
+    if len(numbers) < 2:
+        return NONE
+    kind = np.repeat(kinds, [access.addresses.size for access in accesses])
+    address = np.concatenate([access.addresses for access in accesses])
+    among = np.isin(address, addresses)
+    kind, address = kind[among], address[among]
+    order = np.lexsort((kind, address))
+    kind, address = kind[order], address[order]
+    first = np.append(True, (kind[1:] != kind[:-1]) | (address[1:] != address[:-1]))
+    touched, times = np.unique(address[first], return_counts=True)
     return touched[times > 1]
 
 
