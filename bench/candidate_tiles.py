@@ -13,10 +13,11 @@ from kvcompress.kernels import tiles
 from kvcompress.kernels.tiles import Tile, power_of_two
 
 _MOST_ROWS: Final = 128
-_STAGES: Final = (2, 3)
 # Decoding reads each slot once: small blocks leave room for many programs, and two warps may do.
-_DECODE_BLOCKS, _DECODE_WARPS = (16, 32, 64, 128), (2, 4, 8)
-_WINDOW_BLOCKS, _WINDOW_WARPS = (32, 64, 128), (4, 8)
+_DECODE_BLOCKS, _DECODE_WARPS, _DECODE_STAGES = (16, 32, 64, 128), (2, 4, 8), (2, 3)
+# Triton puts the loads of a loop behind all that is done with a tile, so n stages keep n - 2 tiles on their way while
+# one is worked on. With two programs of 64 keys on each multiprocessor one such tile is hardly enough for an H200.
+_WINDOW_BLOCKS, _WINDOW_WARPS, _WINDOW_STAGES = (32, 64, 128), (4, 8), (2, 3, 4)
 
 
 def candidates(kernel: str, *, group: int, window: int, rule: Tile) -> Iterator[Tile]:
@@ -31,11 +32,11 @@ def candidates(kernel: str, *, group: int, window: int, rule: Tile) -> Iterator[
     yield rule
     if kernel == "decode_attend":
         heads = [rule.heads]  # all heads of a group read the same keys; one read is what the kernel is about
-        sizes = product(_DECODE_BLOCKS, heads, _DECODE_WARPS, _STAGES)
+        sizes = product(_DECODE_BLOCKS, heads, _DECODE_WARPS, _DECODE_STAGES)
     else:
         most = max(1, min(power_of_two(group), _MOST_ROWS // power_of_two(window, 16)))
         heads = [count for count in (most, most // 2, most // 4) if count >= 1]
-        sizes = product(_WINDOW_BLOCKS, heads, _WINDOW_WARPS, _STAGES)
+        sizes = product(_WINDOW_BLOCKS, heads, _WINDOW_WARPS, _WINDOW_STAGES)
     for block_n, count, warps, stages in sizes:
         tile = Tile(block_n=block_n, heads=count, warps=warps, stages=stages)
         if tile != rule:
