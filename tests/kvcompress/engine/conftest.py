@@ -1,6 +1,5 @@
 """Tiny models run fastest on one thread."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.architectures import build, shared_model
 from tests.kvcompress.engine.graphs import CAKE, MakeCapturing, graph_cache
 
@@ -26,7 +26,7 @@ def wide_tiles() -> Iterator[None]:
 
     On a GPU the registers limit a tile; the tests of the kernels themselves run with the tiles that a GPU gets.
     """
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if not interpreting():
         yield
         return
     from kvcompress.kernels.decode_attend import launch

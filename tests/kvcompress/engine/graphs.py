@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from kvcompress import Cake, CompressedCache, Policy, SnapKV, StreamingLLM, make_policy
 from kvcompress.engine import cache as cache_module
+from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.helpers import forward, left_padded, prompt
 from tests.kvcompress.engine.policies import SMALL
 
-STEPS = 20
+STEPS = 6 if interpreting() else 20
 CAKE = Cake(**SMALL)
 POLICIES: dict[str, Policy] = {
     "cake": CAKE,

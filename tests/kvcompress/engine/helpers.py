@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvcompress import CompressedCache
+from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.architectures import VOCABULARY
 
 # |Δlogit| in float32 of two runs that do the same sums in another order; logits are of order one, see `tolerance`.
@@ -15,7 +16,7 @@ NO_EVICTION = 2e-5
 PADDED_ROWS = 5e-5  # two runs that also differ in the width of the padding, hence in every kernel's blocking
 
 LONG, MEDIUM, SHORT = 90, 30, 5  # beyond the cache, below the cache, below the window
-STEPS = 12
+STEPS = 4 if interpreting() else 12  # a step of four layers takes up to half a second in the interpreter
 
 
 def prompt(length: int, seed: int = 0) -> torch.Tensor:
