@@ -16,6 +16,7 @@ from kvcompress import (
     PrefillEvent,
     SnapKV,
 )
+from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.architectures import build, shared_model, tiny_config
 from tests.kvcompress.engine.helpers import (
     LONG,
@@ -172,9 +173,10 @@ def test_cascaded_prefill_never_exceeds_total_and_one_full_layer(batch: int) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["cake", "streaming-llm"])
-def test_memory_is_constant_over_twenty_thousand_steps(policy: str) -> None:
+def test_memory_is_constant_over_thousands_of_steps(policy: str) -> None:
     import transformers
 
+    steps = 500 if interpreting() else 20_000
     torch.manual_seed(0)
     config = tiny_config(
         "Llama", num_hidden_layers=1, max_position_embeddings=40_000, hidden_size=16, intermediate_size=8
@@ -184,11 +186,11 @@ def test_memory_is_constant_over_twenty_thousand_steps(policy: str) -> None:
     forward(model, cache, prompt(LONG))
     forward(model, cache, prompt(1))
     start, addresses = cache.num_bytes, [t.data_ptr() for t in cache.layer(0).store.slots]
-    tokens = prompt(20_000, 3)
-    for step in range(20_000):
+    tokens = prompt(steps, 3)
+    for step in range(steps):
         forward(model, cache, tokens[:, step : step + 1])
     assert cache.num_bytes == start
     assert [t.data_ptr() for t in cache.layer(0).store.slots] == addresses
-    assert cache.get_seq_length() == LONG + 20_001
+    assert cache.get_seq_length() == LONG + steps + 1
     assert len(kept(cache, 0)[0]) == 40
-    assert kept(cache, 0)[0][-1] == LONG + 20_000
+    assert kept(cache, 0)[0][-1] == LONG + steps
