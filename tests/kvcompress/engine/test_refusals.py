@@ -24,6 +24,7 @@ from tests.kvcompress.engine.cascades import interrupted
 from tests.kvcompress.engine.helpers import (
     LONG,
     MEDIUM,
+    STEPS,
     forward,
     full_cache,
     greedy,
@@ -142,9 +143,9 @@ def test_reference_policy_refuses_what_its_authors_did_not_know(name: str) -> No
         forward(shared_model(name), cache, prompt(LONG))
 
 
-@pytest.mark.parametrize("length", [1, 20, 50, 60, LONG, LONG + 11])
+@pytest.mark.parametrize("length", [1, 20, 50, 60, LONG, LONG + STEPS - 1])
 def test_unrelated_prompt_on_a_used_cache(llama: PreTrainedModel, length: int) -> None:
-    cache = used_cache(llama)  # has seen LONG + 11
+    cache = used_cache(llama)  # has seen LONG + STEPS - 1
     with pytest.raises(CacheStateError, match=r"cache\.reset\(\)"):
         greedy(llama, cache, prompt(length, 7))
 
@@ -154,7 +155,7 @@ def test_unrelated_prompt_on_a_used_cache(llama: PreTrainedModel, length: int) -
 def test_unrelated_prompt_that_leaves_one_token(llama: PreTrainedModel) -> None:
     cache = used_cache(llama)  # generate takes the last 51 - 101 tokens of the prompt: ids[:, 50:]
     with pytest.raises(CacheStateError):
-        greedy(llama, cache, prompt((LONG + 12) // 2, 7))
+        greedy(llama, cache, prompt((LONG + STEPS) // 2, 7))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-eager", "gemma3", "mistral-sliding"])
