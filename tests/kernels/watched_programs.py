@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, product
@@ -39,8 +39,8 @@ class Access(NamedTuple):
         epoch: how often it had released before.
         known: by program, the last of its epochs whose accesses all come before this one.
         phase: how many barriers the program's threads had passed.
-        threads: equal for tiles whose elements fall to the same threads: the pointers' bytes; None for a scalar, which
-            all threads read and one of them writes.
+        threads: equal where elements fall to the same threads: a tile's pointers. All threads read a scalar, so its
+            reads are equal, and some one of them writes it, so each write is its own.
         kind: READ, WRITE or ATOMIC.
         past_l1: whether it does without the first-level cache, which does not see what others write.
         addresses: of the elements, uint64.
@@ -50,7 +50,7 @@ class Access(NamedTuple):
     epoch: int
     known: dict[int, int]
     phase: int
-    threads: bytes | None
+    threads: Hashable
     kind: str
     past_l1: bool
     addresses: np.ndarray
@@ -80,7 +80,8 @@ class Launch:
         if addresses.size == 0:
             return
         self._check_bounds(kind, addresses, pointers.get_element_ty().primitive_bitwidth // 8)
-        threads = pointers.data.tobytes() if pointers.data.size > 1 else None
+        scalar = READ if kind == READ else len(self.accesses)
+        threads = pointers.data.tobytes() if pointers.data.size > 1 else scalar
         now = (self.program, self.epoch, self.known, self.phase)
         self.accesses.append(Access(*now, threads, kind, past_l1, addresses))
 
@@ -139,27 +140,15 @@ def _hazards(accesses: list[Access]) -> Iterator[str]:
     for _, group in groupby(accesses, key=lambda access: (access.program, access.phase)):
         plain = [access for access in group if access.kind != ATOMIC]
         written = np.unique(np.concatenate([NONE, *(access.addresses for access in plain if access.kind == WRITE)]))
-        if written.size and _touched_by_several(plain, _threads(plain), written).size:
+        if written.size and _touched_by_several(plain, lambda access: access.threads, written).size:
             yield "threads of a program read or write each other's elements, with no barrier between"
 
 
-def _threads(accesses: list[Access]) -> Callable[[Access], Any]:
-    """Tells accesses apart whose elements may fall to other threads; all reads of scalars are one."""
-    numbers = {id(access): number for number, access in enumerate(accesses)}
-
-    def of(access: Access) -> Any:
-        if access.threads is not None:
-            return access.threads
-        return READ if access.kind == READ else numbers[id(access)]
-
-    return of
-
-
-def _touched_by_several(accesses: list[Access], by: Callable[[Access], Any], addresses: np.ndarray) -> np.ndarray:
+def _touched_by_several(accesses: list[Access], by: Callable[[Access], Hashable], addresses: np.ndarray) -> np.ndarray:
     """Those of some addresses that accesses of several kinds ``by`` touch."""
     if not addresses.size:
         return NONE
-    numbers: dict[Any, int] = {}
+    numbers: dict[Hashable, int] = {}
     kinds = [numbers.setdefault(by(access), len(numbers)) for access in accesses]
     if len(numbers) < 2:
         return NONE
@@ -218,10 +207,10 @@ def watched(order: Order = forward) -> Iterator[Watch]:
 
     watch = Watch()
     launches: list[Launch] = []
+    executor, builder = interpreter.GridExecutor, interpreter.interpreter_builder
     with (
-        patch.multiple(interpreter.GridExecutor, **_launching(interpreter.GridExecutor, launches, watch)),
-        patch.multiple(interpreter.interpreter_builder, **_touching(interpreter.interpreter_builder, launches)),
-        patch.multiple(interpreter.interpreter_builder, **_ordering(interpreter.interpreter_builder, launches, order)),
+        patch.multiple(executor, **_launching(executor, launches, watch)),
+        patch.multiple(builder, **_touching(builder, launches), **_ordering(builder, launches, order)),
     ):
         yield watch
 
