@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +52,12 @@ class AttentionCall:
             sinks=getattr(self.module, "sinks", None) if sinks is None else sinks,
             sliding_window=sliding_window,
         )
+
+    def in_dtype(self, dtype: torch.dtype) -> AttentionCall:
+        """The call with queries, keys and values in one dtype; itself where they are."""
+        if self.query.dtype == self.key.dtype == self.value.dtype == dtype:
+            return self
+        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), value=self.value.to(dtype))
 
     def run_base(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The base implementation on the new block alone."""

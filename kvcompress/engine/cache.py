@@ -22,6 +22,7 @@ from kvcompress.engine.graph_forward import install
 from kvcompress.engine.guards import stay_out_of_graphs
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.layer_statistics import LayerStatistics
+from kvcompress.engine.precision import attention_dtype, own_precision
 from kvcompress.engine.prefill import prefill
 from kvcompress.engine.report import CacheReport, layer_bytes, layer_report
 from kvcompress.errors import CacheStateError, UnsupportedModelError
@@ -170,11 +171,15 @@ class CompressedCache(Cache):
                 "was interrupted, or the model skips layers. Call cache.reset() or make a new cache; for a model "
                 "that skips layers use DynamicCache."
             )
+        own = call.in_dtype(attention_dtype(call, layer.store))
         if layer.decodes(call.query.shape[2]):
-            return attend_token(self, layer, call)
-        if self.decode_graph is not None:
-            self.decode_graph.drop()
-        return prefill(self, layer, call)
+            with own_precision(call.query.device):
+                output, weights = attend_token(self, layer, own)
+        else:
+            if self.decode_graph is not None:
+                self.decode_graph.drop()
+            output, weights = prefill(self, layer, own)
+        return output.to(call.query.dtype), weights
 
     def _check_attended(self) -> None:
         if not is_attached(self._config.target):

@@ -16,6 +16,7 @@ from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.log_sum_exp import overhear_log_sum_exp
 from kvcompress.engine.masks import block_mask, last_query_mask, token_mask
+from kvcompress.engine.precision import own_precision
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.engine.scored import ScoredBlock, ScoredLayer
 from kvcompress.engine.selection import mark_scores
@@ -69,8 +70,9 @@ def prefill(
     else:
         if layer is cache.compressed_layers[0]:
             check_continues(layer, call)
-        output, block = _continue(layer, call)
-    with torch.no_grad():
+        with own_precision(call.query.device):
+            output, block = _continue(layer, call)
+    with torch.no_grad(), own_precision(call.query.device):
         _score(cache, layer, call, block)
     return output
 
