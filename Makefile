@@ -13,8 +13,8 @@ WORKERS ?= logical
 GPU_RESULTS ?=
 BENCH_JSON ?= bench/results/pytest-benchmark.json
 
-# Packages of the older transformers that is tested too; they shadow the ones of the environment.
-COMPAT = $(VENV)/transformers-5.17
+# Other versions of transformers that are tested too; their packages shadow the ones of the environment.
+COMPAT = 5.17 5.24
 
 PACKAGES = kernels kvcompress analysis bench
 GUARDS = tests/test_layout.py tests/test_imports.py tests/test_house.py
@@ -71,8 +71,12 @@ fmt: $(READY)  ## format the code and apply the safe fixes
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 
-test-compat: $(READY) $(COMPAT)/.ready  ## run the tests of engine and capture on transformers 5.17
-	PYTHONPATH=$(COMPAT) $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies tests/analysis/capture -m "not slow" -q $(PARALLEL) $(ARGS)
+test-compat: $(READY) $(COMPAT:%=$(VENV)/transformers-%/.ready)  ## run the tests of engine and capture on transformers 5.17 and 5.24
+	@for version in $(COMPAT); do \
+	  echo "== transformers $$version"; \
+	  PYTHONPATH=$(VENV)/transformers-$$version $(PYTEST) tests/kvcompress/engine tests/kvcompress/policies \
+	    tests/analysis/capture -m "not slow" -q $(PARALLEL) $(ARGS) || exit $$?; \
+	done
 
 # Most of their time is spent compiling, so several processes share the GPU. Each test is named as it ends (-v): a run
 # that is cut short has no summary.
@@ -123,7 +127,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-$(COMPAT)/.ready: constraints-transformers-5.17.txt $(READY)
-	rm -rf $(COMPAT)
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(COMPAT) -r $<
+$(VENV)/transformers-%/.ready: constraints-transformers-%.txt $(READY)
+	rm -rf $(@D)
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@

@@ -24,6 +24,7 @@ from kvcompress.analysis.capture.settings import RecorderSettings
 from kvcompress.bench.engine_speed import describe
 from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, relative_error
 from kvcompress.bench.results_file import RESULTS, environment, results, write_results
+from kvcompress.engine.cache_argument import cache_argument
 
 _CACHE_SIZE, _NEW_TOKENS = 1024, 8
 # Tokens, repeats and caches, by whether it is a quick run.
@@ -124,7 +125,7 @@ def _generate(
         tokens: torch.Tensor = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            past_key_values=cache,
+            **cache_argument(cache),
             max_new_tokens=_NEW_TOKENS,
             min_new_tokens=_NEW_TOKENS,
             do_sample=False,

@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from kvcompress import CakeCache
 from kvcompress.bench.measure import Case, CaseRow, Clock, Contender, measure, relative_error
+from kvcompress.engine.cache_argument import cache_argument
 
 _CACHE_SIZE = 1024
 
@@ -50,7 +51,7 @@ def _compressed(model: LlamaForCausalLM, tokens: int) -> CakeCache:
 
 def _run(model: LlamaForCausalLM, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Logits of the last token, ``[1, 1, vocabulary]``."""
-    logits: torch.Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    logits: torch.Tensor = model(input_ids=ids, **cache_argument(cache), use_cache=True, logits_to_keep=1).logits
     return logits
 
 

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from kvcompress import CompressedCache, Full, Policy
 from kvcompress.engine.attention import AttentionCall, attention_forward
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.log_sum_exp import overhear_log_sum_exp
 
@@ -135,7 +136,7 @@ def record_prefill(model: PreTrainedModel, prompts: torch.Tensor) -> Prefill:
     """
     cache = RecordableCache(model, Full())
     with cache.recording() as blocks:
-        output = model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=prompts, **cache_argument(cache), use_cache=True, logits_to_keep=1)
     return Prefill(blocks=tuple(blocks), logits=output.logits[:, -1].clone())
 
 
@@ -155,7 +156,7 @@ def replay(model: PreTrainedModel, prefill: Prefill, policy: Policy) -> Compress
 @torch.inference_mode()
 def next_logits(model: PreTrainedModel, cache: CompressedCache, ids: torch.Tensor) -> torch.Tensor:
     """Logits ``[batch, vocabulary]`` after one more token per sequence (int64 ``[batch]``)."""
-    output = model(input_ids=ids[:, None], past_key_values=cache, use_cache=True)
+    output = model(input_ids=ids[:, None], **cache_argument(cache), use_cache=True)
     logits: torch.Tensor = output.logits[:, -1]
     return logits
 

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from kvcompress import CakeCache, CompressedCache, detach
 from kvcompress.bench.end_to_end_model import ModelShape
+from kvcompress.engine.cache_argument import cache_argument
 
 MakeCache = Callable[[], Cache]
 
@@ -106,7 +107,7 @@ def generate(
         output = generator.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            past_key_values=cache,
+            **cache_argument(cache),
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=0,

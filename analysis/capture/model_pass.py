@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from kvcompress.engine.cache_argument import given_cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassInputs:
@@ -30,7 +32,7 @@ class PassInputs:
         """Reads the arguments of a model's forward."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         mask = kwargs.get("attention_mask")
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = given_cache(kwargs)
         return cls(
             token_ids=ids if _is_matrix(ids) and not ids.is_floating_point() else None,
             attention_mask=mask if _is_matrix(mask) else None,

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.report import layer_bytes
 
 
@@ -57,7 +58,7 @@ class Conversation:
         options = self._masked([len(row) for row in rows], longest)
         if self._skips_logits and not all_logits:
             options["logits_to_keep"] = 1
-        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **options)
+        output = self.model(input_ids=ids, **cache_argument(self.cache), use_cache=True, **options)
         logits: torch.Tensor = output.logits
         return logits if all_logits else logits[:, -1]
 
@@ -65,7 +66,7 @@ class Conversation:
         """Runs one token a sequence (int64 ``[batch]``): logits ``[batch, vocabulary]``, with no copy to the host."""
         with torch.inference_mode():
             options = self._masked([1] * len(ids), 1)
-            output = self.model(input_ids=ids[:, None], past_key_values=self.cache, use_cache=True, **options)
+            output = self.model(input_ids=ids[:, None], **cache_argument(self.cache), use_cache=True, **options)
             logits: torch.Tensor = output.logits[:, -1]
             return logits
 

@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from kvcompress.commands.loading import LoadedModel
+from kvcompress.engine.cache_argument import cache_argument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,5 +97,5 @@ def _predict(loaded: LoadedModel, ids: torch.Tensor, cache: Cache) -> torch.Tens
     # The prompt's other logits are not needed, and large where the vocabulary is; not every model can skip them.
     can_skip = "logits_to_keep" in signature(model.forward).parameters
     options = {"logits_to_keep": 1} if can_skip else {}
-    output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+    output = model(input_ids=ids, **cache_argument(cache), use_cache=True, **options)
     return torch.log_softmax(output.logits[0, -1].double(), dim=-1)

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 from transformers.cache_utils import Cache, DynamicCache
 
 from kvcompress.commands.loading import LoadedModel
+from kvcompress.engine.cache_argument import cache_argument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ def run_model(
         output = model.generate(
             input_ids=prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
-            past_key_values=cache,
+            **cache_argument(cache),
             streamer=_Stream(loaded.tokenizer, clock, write),
             **_generation_options(model.generation_config, settings),
         )

@@ -43,6 +43,7 @@ class _Shared:
 class CompressedCache(Cache):
     """A KV cache that keeps what a policy chooses, for ``model.generate(past_key_values=cache)``.
 
+    Transformers from 5.24 on calls the argument ``cache``; the older name still works there, with a warning.
     Making one attaches the model (see :func:`kvcompress.attach`). A cache serves one batch of conversations: continue
     them with it, or ``reset()`` it for new ones.
 

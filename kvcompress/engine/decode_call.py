@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from kvcompress.engine.attach import is_attached, text_config
+from kvcompress.engine.cache_argument import CACHE_ARGUMENTS, cache_name
 
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
@@ -20,7 +21,7 @@ _INPUTS = ("input_ids", "position_ids", "cache_position", "token_type_ids", "mm_
 # Arguments whose values are part of what was captured.
 _CONSTANTS = ("use_cache", "return_dict", "logits_to_keep")
 # Arguments that a step does without: a new token is real in every row, and the engine masks the slots by itself.
-_IGNORED = ("attention_mask", "past_key_values")
+_IGNORED = ("attention_mask", *CACHE_ARGUMENTS)
 _WANTED_MORE = ("output_attentions", "output_hidden_states")
 
 
@@ -32,11 +33,13 @@ class DecodeCall:
         inputs: the tensors.
         constants: the other arguments.
         key: what must be the same for a captured step to serve.
+        cache_name: the argument that is the cache.
     """
 
     inputs: dict[str, torch.Tensor]
     constants: dict[str, Any]
     key: tuple[Any, ...]
+    cache_name: str
 
     @classmethod
     def read(cls, arguments: dict[str, Any]) -> DecodeCall:
@@ -45,7 +48,7 @@ class DecodeCall:
         constants = {name: arguments[name] for name in _CONSTANTS if name in arguments}
         shapes = tuple((name, x.shape, x.dtype, x.device) for name, x in inputs.items())
         key = (shapes, tuple(constants.items()), torch.is_inference_mode_enabled())
-        return cls(inputs, constants, key)
+        return cls(inputs, constants, key, cache_name(arguments) or CACHE_ARGUMENTS[-1])
 
 
 def is_decode_step(model: PreTrainedModel, cache: CompressedCache, arguments: dict[str, Any]) -> bool:

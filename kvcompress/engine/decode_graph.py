@@ -162,7 +162,7 @@ class DecodeGraph:
         prepared.load(call)
 
         def step() -> Any:
-            output = forward(**prepared.buffers, **call.constants, past_key_values=cache)
+            output = forward(**prepared.buffers, **call.constants, **{call.cache_name: cache})
             return rebuilt(output, lambda tensor: tensor, (cache, _TheCache))
 
         if prepared.replay is None and (prepared.waited or prepared.warm_ups == 0):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kvcompress.engine.cache_argument import given_cache
 from kvcompress.engine.watched_weights import WatchedWeights
 
 _wanted: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()  # detached models get it back when they are attached
@@ -51,7 +52,7 @@ class GraphForward:
         if torch.compiler.is_compiling():
             return forward(*args, **kwargs)
         arguments = self._by_name(args, kwargs)
-        cache = arguments.get("past_key_values")
+        cache = given_cache(arguments)
         graph = getattr(cache, "decode_graph", None)
         if graph is None:
             return forward(*args, **kwargs)

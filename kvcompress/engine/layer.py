@@ -58,7 +58,6 @@ class CompressedLayer(CacheLayerMixin):
     """
 
     is_compileable = False
-    is_croppable = False
 
     def __init__(self, layer_idx: int, sliding_window: int | None, static: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -171,6 +170,22 @@ class CompressedLayer(CacheLayerMixin):
         if self.statistics is not None:
             self.statistics = self.statistics.select_batch(indices)
 
+    @property
+    def _irreversible(self) -> bool:
+        return self.evicted or self.static or self.order is not None
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether :meth:`crop` can put the layer back as it was: nothing has been evicted.
+
+        Transformers asks once, after the prompt. On Apple's GPUs it then takes the last token of any generation back,
+        so there a layer that may yet evict says no.
+        """
+        if self._irreversible:
+            return False
+        may_evict = self.rows is not None and any(capacity is not None for capacity in self.rows.capacity)
+        return not (may_evict and self.device.type == "mps")
+
     def crop(self, tokens_to_remove: int) -> None:
         """Takes the last ``-tokens_to_remove`` tokens back, which is possible as long as nothing has been evicted.
 
@@ -180,7 +195,7 @@ class CompressedLayer(CacheLayerMixin):
             tokens_to_remove = min(tokens_to_remove - int(self.seen), 0)
         if tokens_to_remove == 0 or self.store is None or self.rows is None:
             return
-        if self.evicted or self.static or self.order is not None:
+        if self._irreversible:
             raise CacheStateError(
                 "a compressed cache cannot be cropped once tokens have been evicted: they are gone (assisted "
                 "decoding and prompt lookup crop). Generate without an assistant, or use DynamicCache for assisted "

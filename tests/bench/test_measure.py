@@ -20,6 +20,7 @@ from kvcompress.bench.peak_memory import peak_memory
 from kvcompress.bench.replay import next_logits, record_prefill, replay
 from kvcompress.bench.results_file import SCHEMA, environment, results, write_results
 from kvcompress.bench.tables import engine_speed, fill, render
+from kvcompress.engine.cache_argument import cache_argument
 
 CASE = Case(name="made_up", shape="none", ratio_to="a")
 
@@ -197,7 +198,7 @@ def test_replayed_prefill_leaves_the_state_of_a_real_one(policy: Cake | SnapKV) 
     prompts = torch.randint(64, (3, 70))
     replayed, real = replay(model, record_prefill(model, prompts), policy), CompressedCache(model, policy)
     with torch.inference_mode():
-        logits = model(input_ids=prompts, past_key_values=real).logits[:, -1]
+        logits = model(input_ids=prompts, **cache_argument(real)).logits[:, -1]
     ids = logits.argmax(-1)
     for layer in range(3):
         assert torch.equal(replayed.kept_positions(layer), real.kept_positions(layer))

@@ -15,6 +15,7 @@ from kvcompress.bench.workloads.algorithm_distillation.vocabulary import (
     FIRST_REWARD,
     TOKENS_PER_STEP,
 )
+from kvcompress.engine.cache_argument import cache_argument
 
 KINDS: Final = (
     "the beginning, <bos>",
@@ -59,9 +60,9 @@ def attention_shares(model: LlamaForCausalLM, ids: Ints) -> NDArray[np.float64]:
     """
     tokens = torch.from_numpy(ids)
     cache = DynamicCache()
-    model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=tokens[:, :-1], **cache_argument(cache), use_cache=True, logits_to_keep=1)
     output = attention_reader(model)(
-        input_ids=tokens[:, -1:], past_key_values=cache, use_cache=True, output_attentions=True
+        input_ids=tokens[:, -1:], **cache_argument(cache), use_cache=True, output_attentions=True
     )
     kinds = torch.from_numpy(kinds_of(ids))[:, :-1]
     shares = []

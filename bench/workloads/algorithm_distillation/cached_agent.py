@@ -8,6 +8,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from kvcompress.bench.workloads.algorithm_distillation.history_length import check_length
 from kvcompress.bench.workloads.algorithm_distillation.rollout import action_logits
 from kvcompress.engine.cache import CompressedCache
+from kvcompress.engine.cache_argument import cache_argument
 
 
 class CachedAgent:
@@ -39,7 +40,7 @@ class CachedAgent:
     def observe(self, ids: Tensor) -> Tensor:
         """Read the new tokens; see `Agent.observe`."""
         check_length(self.model, self.cache.get_seq_length() + ids.shape[1])
-        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        output = self.model(input_ids=ids, **cache_argument(self.cache), use_cache=True, logits_to_keep=1)
         return action_logits(output.logits[:, -1])
 
 
@@ -82,5 +83,5 @@ class EngineAgent:
         seen = self.cache.get_seq_length()
         check_length(self.model, seen + ids.shape[1])
         for part in ids.split(ids.shape[1] if seen == 0 else 1, dim=1):
-            output = self.model(input_ids=part, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            output = self.model(input_ids=part, **cache_argument(self.cache), use_cache=True, logits_to_keep=1)
         return action_logits(output.logits[:, -1])

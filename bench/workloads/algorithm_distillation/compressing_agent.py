@@ -10,6 +10,7 @@ from kvcompress.bench.workloads.algorithm_distillation.compression import Compre
 from kvcompress.bench.workloads.algorithm_distillation.held_history import HeldHistory, HeldLayer
 from kvcompress.bench.workloads.algorithm_distillation.history_length import check_length
 from kvcompress.bench.workloads.algorithm_distillation.rollout import action_logits
+from kvcompress.engine.cache_argument import cache_argument
 
 
 def attention_reader(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -82,7 +83,7 @@ class CompressingAgent:
             input_ids=ids,
             position_ids=torch.arange(self._seen, self._seen + new)[None],
             attention_mask=self._mask(new),
-            past_key_values=self._cache,
+            **cache_argument(self._cache),
             use_cache=True,
             output_attentions=True,
             logits_to_keep=1,

@@ -11,6 +11,7 @@ from kvcompress.bench.workloads.algorithm_distillation.attention_by_kind import 
 from kvcompress.bench.workloads.algorithm_distillation.darkroom import EPISODE_STEPS
 from kvcompress.bench.workloads.algorithm_distillation.histories import Histories
 from kvcompress.bench.workloads.algorithm_distillation.vocabulary import build_tokenizer, encode
+from kvcompress.engine.cache_argument import cache_argument
 
 
 def history_ids(histories: Histories, room: int) -> torch.Tensor:
@@ -41,8 +42,8 @@ def record(model: LlamaForCausalLM, ids: torch.Tensor, episodes: int, folder: Pa
         read = 0
         for episode, end in enumerate(episode_ends(ids.numpy(), episodes)):
             recorder.set_generation_context(step=(episode + 1) * EPISODE_STEPS - 1, block=episode)
-            model(input_ids=ids[:, read : end - 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-            model(input_ids=ids[:, end - 1 : end], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(input_ids=ids[:, read : end - 1], **cache_argument(cache), use_cache=True, logits_to_keep=1)
+            model(input_ids=ids[:, end - 1 : end], **cache_argument(cache), use_cache=True, logits_to_keep=1)
             read = end
 
 

@@ -16,6 +16,7 @@ from kvcompress.analysis.capture.settings import RecorderSettings
 from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.reader import Sample, list_samples, read_sample
 from kvcompress.engine.attach import is_attached, text_config
+from kvcompress.engine.cache_argument import cache_argument
 from tests.kvcompress.engine.architectures import build, shared_model
 from tests.kvcompress.engine.helpers import greedy, left_padded, prompt
 
@@ -174,9 +175,9 @@ def test_a_conversation_stays_one_sample(tmp_path: Path) -> None:
     model = shared_model("llama")
     cache = CakeCache(model, cache_size=24, window_size=4)
     with Recorder(model, tmp_path, settings=RAW), torch.no_grad():
-        model(prompt(40), past_key_values=cache)
-        model(prompt(1), past_key_values=cache)
-        model(prompt(9, seed=3), past_key_values=cache)
+        model(prompt(40), **cache_argument(cache))
+        model(prompt(1), **cache_argument(cache))
+        model(prompt(9, seed=3), **cache_argument(cache))
     sample = read_sample(tmp_path)
     assert sample.kinds.tolist() == [0, 1, 0]
     assert sample.tensor("event.tokens").tolist() == [40, 41, 50]

@@ -18,6 +18,7 @@ from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.analysis.fidelity.teacher_forcing import text_windows
 from kvcompress.bench.testbed.location import load_testbed
 from kvcompress.bench.testbed.tasks import make_example
+from kvcompress.engine.cache_argument import given_cache
 
 CONTEXT, STEPS = 64, 16
 
@@ -36,7 +37,7 @@ def test_a_text_leaves_its_keys_and_values(model: Any, windows: torch.Tensor) ->
     ids = windows[0].tolist()
     found = cached_text(model, ids)
     with torch.inference_mode():
-        cache = model(input_ids=windows[:1], use_cache=True).past_key_values
+        cache = given_cache(model(input_ids=windows[:1], use_cache=True))
     assert found.left_out == ()
     assert [states.layer for states in found.layers] == list(range(6))
     for states, layer in zip(found.layers, cache.layers, strict=True):

@@ -12,6 +12,7 @@ from kvcompress.analysis.fidelity.conversation import Conversation
 from kvcompress.analysis.pruning.edited_cache import EditedCache, PromptStates
 from kvcompress.analysis.pruning.importance import prompt_importance
 from kvcompress.analysis.recommend.pooling import Pooling, pooling_for
+from kvcompress.engine.cache_argument import cache_argument
 from tests.tolerances import assert_close
 
 
@@ -82,7 +83,7 @@ def test_a_pooled_cache_is_attended_as_transformers_would(model: Any) -> None:
         layer.keys, layer.values = edited.keys[:, :, held], edited.values[:, :, held]
     positions = torch.arange(32, 40)[None]
     with torch.inference_mode():
-        wanted = model(input_ids=torch.tensor([rest]), past_key_values=reference, position_ids=positions).logits
+        wanted = model(input_ids=torch.tensor([rest]), **cache_argument(reference), position_ids=positions).logits
     assert_close(talk.feed([rest], all_logits=True), wanted)
     held = cache.kept_positions(1)
     assert held.shape[-1] == 2 + 6 + 8 + len(rest)

@@ -14,6 +14,7 @@ from kvcompress.analysis.report.write import write_report
 from kvcompress.analysis.summary.reader import Sample, read_sample
 from kvcompress.bench.testbed.location import load_testbed
 from kvcompress.bench.testbed.tasks import make_example
+from kvcompress.engine.cache_argument import cache_argument
 from tests.analysis.samples import write_sample
 
 if importlib.util.find_spec("selenium") is None:
@@ -63,7 +64,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     cache = CompressedCache(model, Cake(cache_size=48, window_size=8))
     with Recorder(model, folder, tokenizer=tokenizer, name="embedded"), torch.inference_mode():
         model.generate(
-            ids, past_key_values=cache, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+            ids, **cache_argument(cache), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
         )
     write_report(folder)
     return read_sample(folder)

@@ -13,6 +13,7 @@ from kvcompress.analysis.report.cuts import count_evictions, lowest_kept
 from kvcompress.analysis.report.data import sample_data
 from kvcompress.analysis.report.encoding import Array
 from kvcompress.analysis.summary.reader import read_sample
+from kvcompress.engine.cache_argument import cache_argument
 from tests.analysis.report.unpacking import unpack
 from tests.kvcompress.engine.architectures import shared_model
 from tests.kvcompress.engine.helpers import prompt
@@ -86,7 +87,7 @@ def test_cut_separates_what_the_engine_kept_from_what_it_evicted(tmp_path: Path,
     cache = CompressedCache(model, policy)
     with Recorder(model, tmp_path), torch.inference_mode():
         for block in ids.chunk(blocks, dim=1):
-            model(block, past_key_values=cache)
+            model(block, **cache_argument(cache))
     sample = read_sample(tmp_path)
     data = sample_data(sample)
     last, cuts = data["lastPrefill"], unpack(data["arrays"]["cuts"])

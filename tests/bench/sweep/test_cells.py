@@ -18,6 +18,7 @@ from kvcompress.bench.sweep.row import Cell, Row
 from kvcompress.bench.sweep.runner import Runner, explained
 from kvcompress.bench.tasks.registry import make_task
 from kvcompress.bench.testbed.location import load_testbed
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.errors import CacheStateError
 
 SIZE = 48
@@ -194,7 +195,7 @@ def test_closeness_is_the_divergence_of_what_both_caches_predict(runner: Runner,
             cache = CompressedCache(exact, policy)
             blocks = [torch.cat([context, question], dim=1)] if mode == "query_aware" else [context, question]
             blocks += [token[None, None] for token in answer]
-            logits = [exact(block, past_key_values=cache).logits[0, -1] for block in blocks]
+            logits = [exact(block, **cache_argument(cache)).logits[0, -1] for block in blocks]
             got = torch.stack(logits[-len(answer) - 1 :])
             if mode == "query_aware":
                 full, got = full[1:], got[1:]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kvcompress import Cake, CompressedCache, Policy, SnapKV, StreamingLLM, make_policy
 from kvcompress.engine import cache as cache_module
+from kvcompress.engine.cache_argument import cache_argument, given_cache
 from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.helpers import forward, left_padded, prompt
 from tests.kvcompress.engine.policies import SMALL
@@ -133,7 +134,7 @@ def padded_run(model: PreTrainedModel, cache: CompressedCache, rows: list[torch.
     for i in range(STEPS):
         token = torch.cat([prompt(1, 100 * row + i) for row in range(len(rows))]).to(model.device)
         with torch.no_grad():
-            output = model(input_ids=token, position_ids=positions + i, past_key_values=cache, use_cache=True)
-        assert output.past_key_values is cache
+            output = model(input_ids=token, position_ids=positions + i, **cache_argument(cache), use_cache=True)
+        assert given_cache(output) is cache
         logits.append(output.logits)
     return torch.cat(logits, 1)

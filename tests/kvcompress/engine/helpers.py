@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvcompress import CompressedCache
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.architectures import VOCABULARY
 
@@ -44,7 +45,7 @@ def forward(model: PreTrainedModel, cache: Any, ids: torch.Tensor, mask: torch.T
     if mask is not None:
         extra["attention_mask"] = mask
         extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    logits: torch.Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **extra).logits
+    logits: torch.Tensor = model(input_ids=ids, **cache_argument(cache), use_cache=True, **extra).logits
     return logits
 
 
@@ -88,5 +89,5 @@ def greedy(
     """What ``generate`` returns without sampling: prompt and ``steps`` new tokens."""
     mask = torch.ones_like(ids) if mask is None else mask
     options: dict[str, Any] = {"max_new_tokens": steps, "do_sample": False, "pad_token_id": 0} | more
-    tokens: torch.Tensor = model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    tokens: torch.Tensor = model.generate(ids, attention_mask=mask, **cache_argument(cache), **options)
     return tokens

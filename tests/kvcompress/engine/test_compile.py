@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress import Cake, CompressedCache, Policy, SnapKV, StreamingLLM, make_policy
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.architectures import shared_model
 from tests.kvcompress.engine.helpers import LONG, MEDIUM, NO_EVICTION, SHORT, difference, forward, left_padded, prompt
@@ -45,7 +46,7 @@ def decode_compiled(
 
     def step(token: torch.Tensor, position: torch.Tensor, cache: CompressedCache) -> torch.Tensor:
         logits: torch.Tensor = model(
-            input_ids=token, position_ids=position, past_key_values=cache, use_cache=True
+            input_ids=token, position_ids=position, **cache_argument(cache), use_cache=True
         ).logits
         return logits
 

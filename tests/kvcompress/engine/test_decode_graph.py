@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress import CompressedCache
+from kvcompress.engine.cache_argument import cache_argument
 from tests.kvcompress.engine.architectures import build
 from tests.kvcompress.engine.graphs import (
     POLICIES,
@@ -80,8 +81,8 @@ def test_what_is_returned_is_the_callers_own(
     found, expected = [], []
     with torch.no_grad():
         for step in range(5):
-            found.append(own_llama(prompt(1, step), past_key_values=cache, **extra))  # the token by position
-            expected.append(own_llama(prompt(1, step), past_key_values=reference, **extra))
+            found.append(own_llama(prompt(1, step), **cache_argument(cache), **extra))  # the token by position
+            expected.append(own_llama(prompt(1, step), **cache_argument(reference), **extra))
     assert stand_in.replays == 4
     for one, other in zip(found, expected, strict=True):
         assert type(one) is type(other)
@@ -183,7 +184,7 @@ def test_other_inputs_are_captured_anew(make: MakeCapturing, own_llama: PreTrain
                     [
                         own_llama(
                             input_ids=prompt(1, step),
-                            past_key_values=each,
+                            **cache_argument(each),
                             **{name: value + step for name, value in extra.items()},
                         ).logits
                         for step in range(3)
@@ -199,7 +200,7 @@ def test_reset_and_a_prefill_free_the_graph(make: MakeCapturing, own_llama: PreT
     for free in (
         cache.reset,
         lambda: forward(own_llama, cache, prompt(3)),
-        lambda: own_llama.model(prompt(3), past_key_values=cache),
+        lambda: own_llama.model(prompt(3), **cache_argument(cache)),
     ):
         if cache.get_seq_length() == 0:
             forward(own_llama, cache, prompt(LONG))

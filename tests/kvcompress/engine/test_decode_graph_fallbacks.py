@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress import Cake, CakeCache, CompressedCache, DecodeEvent, Full, SnapKV, make_policy
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.capture import mechanism_for
 from kvcompress.engine.decode_graph import tell_once
 from tests.kvcompress.engine.architectures import build
@@ -29,7 +30,7 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def step(model: PreTrainedModel, cache: CompressedCache, seed: int, **extra: Any) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model(**({"input_ids": prompt(1, seed)} | extra), past_key_values=cache).logits
+        logits: torch.Tensor = model(**({"input_ids": prompt(1, seed)} | extra), **cache_argument(cache)).logits
     return logits
 
 
@@ -100,11 +101,11 @@ def test_gradients_and_autocast(
 ) -> None:
     cache, stand_in = make()
     forward(own_llama, cache, prompt(LONG))
-    assert own_llama(prompt(1), past_key_values=cache).logits.requires_grad
+    assert own_llama(prompt(1), **cache_argument(cache)).logits.requires_grad
     cache.reset()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        own_llama(prompt(LONG), past_key_values=cache)
-        own_llama(prompt(1), past_key_values=cache)
+        own_llama(prompt(LONG), **cache_argument(cache))
+        own_llama(prompt(1), **cache_argument(cache))
     assert stand_in.counts == (0, 0, 0)
     assert [("gradients" in message, "autocast" in message) for message in told.messages] == [
         (True, False),
@@ -128,7 +129,7 @@ def test_a_padded_batch_needs_its_positions(
     ids, mask = left_padded([prompt(LONG), prompt(SHORT, 2)])
     forward(own_llama, cache, ids, mask)
     with torch.no_grad():
-        own_llama(prompt(2).T, attention_mask=torch.cat([mask, mask[:, -1:]], dim=1), past_key_values=cache)
+        own_llama(prompt(2).T, attention_mask=torch.cat([mask, mask[:, -1:]], dim=1), **cache_argument(cache))
     assert stand_in.counts == (0, 0, 0)
     assert "position_ids" in told.text
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TextIteratorStreamer, pipeline
 
+from kvcompress.engine.cache_argument import cache_argument
 from tests.kvcompress.engine.architectures import VOCABULARY
 from tests.kvcompress.engine.helpers import (
     LONG,
@@ -96,7 +97,7 @@ def test_pipeline_takes_the_cache(llama: PreTrainedModel, tokenizer: Any) -> Non
     generate = pipeline("text-generation", model=llama, tokenizer=tokenizer, device="cpu")
     text = " ".join(f"w{i:02}" for i in prompt(LONG)[0].tolist())
     cache = new_cache(llama, "cake")
-    found = generate(text, past_key_values=cache, max_new_tokens=STEPS, do_sample=False, return_tensors=True)
+    found = generate(text, **cache_argument(cache), max_new_tokens=STEPS, do_sample=False, return_tensors=True)
     expected = greedy(llama, new_cache(llama, "cake"), prompt(LONG))
     assert found[0]["generated_token_ids"] == expected[0].tolist()
     assert all(layer.evicted for layer in cache.compressed_layers)

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress import CompressedCache
+from kvcompress.engine.cache_argument import cache_argument
 from tests.kvcompress.engine.helpers import LONG, STEPS, left_padded, prompt
 from tests.kvcompress.engine.policies import EVICTING_POLICIES
 
@@ -27,12 +28,12 @@ def run(
     forced = torch.cat([prompt(STEPS, 2), prompt(STEPS, 3)])
     cache = CompressedCache(model, EVICTING_POLICIES[policy](), **options)
     with torch.no_grad():
-        logits = [model(ids.to(device), attention_mask=mask.to(device), past_key_values=cache).logits[:, -1].cpu()]
+        logits = [model(ids.to(device), attention_mask=mask.to(device), **cache_argument(cache)).logits[:, -1].cpu()]
         kept = [cache.kept_positions(layer.layer_idx).cpu() for layer in cache.compressed_layers]
         for step in range(STEPS):
             mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], dim=1)
             token = forced[:, step : step + 1].to(device)
-            logits.append(model(token, attention_mask=mask.to(device), past_key_values=cache).logits[:, -1].cpu())
+            logits.append(model(token, attention_mask=mask.to(device), **cache_argument(cache)).logits[:, -1].cpu())
     return torch.stack(logits), kept, cache
 
 

@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvcompress import CompressedCache, attach, detach
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.graph_forward import GraphForward
 from tests.kvcompress.engine.architectures import build
 from tests.kvcompress.engine.graphs import CAKE, MakeCapturing, StandIn, decode, graph_cache, plain
@@ -174,13 +175,13 @@ def test_a_compiled_step_of_a_static_cache_goes_through(make: MakeCapturing, own
     forward(other, reference, prompt(LONG))
 
     def step(token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = own_llama(token, position_ids=position, past_key_values=static).logits
+        logits: torch.Tensor = own_llama(token, position_ids=position, **cache_argument(static)).logits
         return logits
 
     compiled: Any = torch.compile(step, fullgraph=True, backend="eager")
     with torch.no_grad():
         for i in range(3):
             position = torch.tensor([[LONG + i]])
-            expected = other(prompt(1, i), position_ids=position, past_key_values=reference).logits
+            expected = other(prompt(1, i), position_ids=position, **cache_argument(reference)).logits
             torch.testing.assert_close(compiled(prompt(1, i), position), expected)
     torch._dynamo.reset()

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from kvcompress import CompressedCache, SnapKV
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.log_sum_exp import overhear_log_sum_exp
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from tests.kvcompress.engine.architectures import shared_model
@@ -144,7 +145,7 @@ class Spied(SnapKV):
 def spied(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> Spy:
     policy = Spied(cache_size=40, window_size=8)
     with torch.no_grad():
-        model(ids, attention_mask=mask, past_key_values=CompressedCache(model, policy))
+        model(ids, attention_mask=mask, **cache_argument(CompressedCache(model, policy)))
     return policy.spy
 
 

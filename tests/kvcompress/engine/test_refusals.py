@@ -19,6 +19,7 @@ from kvcompress import (
     UnsupportedModelError,
     detach,
 )
+from kvcompress.engine.cache_argument import cache_argument
 from tests.kvcompress.engine.architectures import build, randomised, shared_model, tiny_config
 from tests.kvcompress.engine.cascades import interrupted
 from tests.kvcompress.engine.helpers import (
@@ -131,7 +132,7 @@ def test_position_bias_is_refused(llama: PreTrainedModel) -> None:
     with pytest.raises(UnsupportedModelError, match="position bias"), torch.no_grad():
         llama(
             prompt(LONG),
-            past_key_values=CompressedCache(llama, Cake(**SMALL)),
+            **cache_argument(CompressedCache(llama, Cake(**SMALL))),
             position_bias=torch.zeros(1, 4, LONG, LONG),
         )
 
@@ -230,16 +231,31 @@ def test_eviction_while_decoding_forbids_crop(llama: PreTrainedModel) -> None:
     cache = CompressedCache(llama, SnapKV(**SMALL, decode="last_query"))
     forward(llama, cache, prompt(38))
     forward(llama, cache, prompt(1))
+    assert cache.is_croppable
     cache.crop(-1)
     for _ in range(4):
         forward(llama, cache, prompt(1))
+    assert not cache.is_croppable
     with pytest.raises(CacheStateError, match="evicted"):
         cache.crop(-1)
 
 
+@pytest.mark.parametrize(("policy", "croppable"), [(Full(), True), (Cake(cache_size=400), False)])
+def test_where_any_generation_ends_by_cropping_only_what_never_evicts_is_croppable(
+    llama: PreTrainedModel, policy: Policy, croppable: bool
+) -> None:
+    cache = CompressedCache(llama, policy)
+    forward(llama, cache, prompt(LONG))
+    assert cache.is_croppable
+    for layer in cache.layers:
+        layer.device = torch.device("mps")  # there transformers takes the last token back
+    assert cache.is_croppable is croppable
+
+
 def test_prompt_lookup_after_eviction(llama: PreTrainedModel) -> None:
     cache = CompressedCache(llama, Cake(**SMALL))
-    with pytest.raises(CacheStateError, match="prompt"):
+    # Transformers from 5.24 on asks whether the cache can be cropped, and refuses by itself.
+    with pytest.raises((CacheStateError, ValueError), match=r"prompt|cache that can be cropped"):
         greedy(llama, cache, prompt(15).repeat(1, 6), prompt_lookup_num_tokens=4, steps=30)
 
 

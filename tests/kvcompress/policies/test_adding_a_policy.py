@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvcompress import CompressedCache, Policy
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.policies.decode_rules import DecodeRule, decode_rule
 
@@ -30,7 +31,7 @@ def test_the_example_of_the_page_runs() -> None:
     keys = []
     cache.add_observer(_Keys(keys))
     with torch.no_grad():
-        model(torch.randint(97, (2, 70)), past_key_values=cache)
+        model(torch.randint(97, (2, 70)), **cache_argument(cache))
     norms = keys[0][:, :, :66].norm(dim=-1)
     wanted = norms.topk(16, dim=-1, largest=False).indices.sort(-1).values
     assert torch.equal(cache.kept_positions(0)[..., :16], wanted)

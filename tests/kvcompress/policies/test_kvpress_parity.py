@@ -24,6 +24,7 @@ from kvcompress import (
     SnapKV,
     StreamingLLM,
 )
+from kvcompress.engine.cache_argument import cache_argument
 
 DATA = Path(__file__).parents[2] / "data"
 GOLDENS = DATA / "kvpress_parity"
@@ -46,7 +47,7 @@ def golden(press: str, ratio: float) -> dict[str, np.ndarray]:
 def prefill(policy: Policy, ids: np.ndarray) -> CompressedCache:
     compressed = CompressedCache(model(), policy, keep_statistics=True)
     with torch.no_grad():
-        model()(torch.from_numpy(ids), past_key_values=compressed)
+        model()(torch.from_numpy(ids), **cache_argument(compressed))
     return compressed
 
 
