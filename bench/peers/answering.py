@@ -64,9 +64,15 @@ class Answer:
 
 
 class Side(Protocol):
-    """A library under comparison, with the model loaded."""
+    """A library under comparison, with the model loaded.
+
+    Attributes:
+        model: takes a cache under the name ``cache_argument``.
+        cache_argument: see there.
+    """
 
     model: Any
+    cache_argument: str
 
     def begin(self, setup: Mapping[str, Any] | None, *, wants_kept: bool) -> tuple[Any, AbstractContextManager[object]]:
         """An empty cache, and what must be open while the prompt runs."""
@@ -94,7 +100,7 @@ def answer(side: Side, request: Request, clock: Clock = time.process_time) -> An
     cache, compressing = side.begin(request.setup, wants_kept=request.wants_kept)
     start = clock()
     with compressing:
-        ids = [_next(side.model, cache, prompts, 0)]
+        ids = [_next(side, cache, prompts, 0)]
     prefilled = clock()
     num_bytes = side.num_bytes(cache)
     kept = side.kept_positions(cache, prompts) if request.wants_kept else None
@@ -102,11 +108,11 @@ def answer(side: Side, request: Request, clock: Clock = time.process_time) -> An
     seen = prompts.shape[1]
     if request.questions is not None:
         questions = torch.tensor(request.questions)
-        ids = [_next(side.model, cache, questions, seen)]
+        ids = [_next(side, cache, questions, seen)]
         seen += questions.shape[1]
     resumed = clock()
     for place in range(request.new_tokens - 1):
-        ids.append(_next(side.model, cache, ids[-1], seen + place))
+        ids.append(_next(side, cache, ids[-1], seen + place))
     ended = clock()
     return Answer(
         ids=torch.cat(ids, dim=1).tolist(),
@@ -119,15 +125,14 @@ def answer(side: Side, request: Request, clock: Clock = time.process_time) -> An
     )
 
 
-def _next(model: Any, cache: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
+def _next(side: Side, cache: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
     """The likeliest next token of each sequence, int64 ``[batch, 1]``.
 
     Positions are given: kvpress's cache counts what it holds, not what it has seen.
     """
     positions = torch.arange(start, start + ids.shape[1])[None]
-    output = model(
-        input_ids=ids, past_key_values=cache, use_cache=True, position_ids=positions, logits_to_keep=1
-    )  # fmt: skip
+    named = {side.cache_argument: cache}
+    output = side.model(input_ids=ids, **named, use_cache=True, position_ids=positions, logits_to_keep=1)
     chosen: torch.Tensor = output.logits[:, -1].argmax(-1, keepdim=True)
     return chosen
 

@@ -28,6 +28,8 @@ class KvpressSide:
         folder: the embedded model's folder.
     """
 
+    cache_argument = "past_key_values"  # kvpress 0.5.5 finds the cache under no other name
+
     def __init__(self, folder: Path) -> None:
         self.kvpress: Any = import_module("kvpress")
         self.model: Any = load_testbed(folder=folder)[0]

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from kvcompress import CompressedCache, Observer, PrefillEvent, detach, make_policy
 from kvcompress.bench.peers.answering import Kept, serve
 from kvcompress.bench.testbed.location import load_testbed
+from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.engine.report import layer_bytes
 
 _TIE: Final = 1e-4  # of the score at the cut: what two computations of it in float32 may differ by
@@ -37,6 +38,8 @@ class OurSide:
     Args:
         folder: the embedded model's folder.
     """
+
+    cache_argument = next(iter(cache_argument(None)))
 
     def __init__(self, folder: Path) -> None:
         self.model: Any = load_testbed(folder=folder)[0]
