@@ -231,11 +231,11 @@ def test_eviction_while_decoding_forbids_crop(llama: PreTrainedModel) -> None:
     cache = CompressedCache(llama, SnapKV(**SMALL, decode="last_query"))
     forward(llama, cache, prompt(38))
     forward(llama, cache, prompt(1))
-    assert cache.is_croppable
+    assert all(layer.is_croppable for layer in cache.layers)
     cache.crop(-1)
     for _ in range(4):
         forward(llama, cache, prompt(1))
-    assert not cache.is_croppable
+    assert not any(layer.is_croppable for layer in cache.layers)
     with pytest.raises(CacheStateError, match="evicted"):
         cache.crop(-1)
 
@@ -246,10 +246,10 @@ def test_where_any_generation_ends_by_cropping_only_what_never_evicts_is_croppab
 ) -> None:
     cache = CompressedCache(llama, policy)
     forward(llama, cache, prompt(LONG))
-    assert cache.is_croppable
+    assert all(layer.is_croppable for layer in cache.layers)
     for layer in cache.layers:
         layer.device = torch.device("mps")  # there transformers takes the last token back
-    assert cache.is_croppable is croppable
+    assert [layer.is_croppable for layer in cache.layers] == [croppable] * len(cache.layers)
 
 
 def test_prompt_lookup_after_eviction(llama: PreTrainedModel) -> None:
