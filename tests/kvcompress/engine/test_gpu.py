@@ -1,6 +1,7 @@
 """The engine on a CUDA device keeps the same tokens as on the CPU."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def on_gpu(llama: PreTrainedModel) -> PreTrainedModel:
 
 
 def run(
-    model: PreTrainedModel, policy: str, **options: bool
+    model: PreTrainedModel, policy: str, **options: Any
 ) -> tuple[torch.Tensor, list[torch.Tensor], CompressedCache]:
     """Logits of a teacher-forced run of a padded batch, kept positions after prefill, and the cache."""
     device = model.device
@@ -45,3 +46,12 @@ def test_the_gpu_keeps_what_the_cpu_keeps(llama: PreTrainedModel, on_gpu: PreTra
         assert torch.equal(here, there)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     assert all(tensor.is_cuda for layer in cache.compressed_layers if layer.store for tensor in layer.store.tensors())
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_float32_model_under_autocast_stores_16_bits(on_gpu: PreTrainedModel, backend: str) -> None:
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        logits, _, cache = run(on_gpu, "cake", backend=backend)
+    assert torch.isfinite(logits).all()
+    stores = [layer.store for layer in cache.compressed_layers if layer.store]
+    assert {array.dtype for store in stores for array in (store.slots.keys, store.slots.values)} == {torch.bfloat16}
