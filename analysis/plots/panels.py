@@ -167,13 +167,9 @@ def mark_prompt(axes: Axes, prompt: int, tokens: int) -> None:
     if not 0 < prompt < tokens:
         return
     axes.axvline(prompt, color=VERMILION, linewidth=1, linestyle="--")
-    side = "right" if prompt > tokens / 2 else "left"
-    axes.annotate(
-        "end of the prompt",
-        (prompt, 1),
-        xycoords=("data", "axes fraction"),
-        ha=side,
-        va="bottom",
-        fontsize=8,
-        color=VERMILION,
-    )
+    top = axes.secondary_xaxis("top")  # an axis, so that the title makes room for its label
+    top.set_xticks([prompt], ["end of the prompt"])
+    top.tick_params(length=0, pad=1, labelsize=8, labelcolor=VERMILION)
+    top.spines["top"].set_visible(False)
+    for label in top.get_xticklabels():
+        label.set_horizontalalignment("right" if prompt > tokens / 2 else "left")
