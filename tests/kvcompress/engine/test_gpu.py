@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from kvcompress import CompressedCache
 from kvcompress.engine.cache_argument import cache_argument
 from tests.kvcompress.engine.helpers import LONG, STEPS, left_padded, prompt
-from tests.kvcompress.engine.policies import EVICTING_POLICIES
+from tests.kvcompress.engine.policies import EVICTING_POLICIES, check_generates_at_once
 
 pytestmark = pytest.mark.gpu
 
@@ -55,3 +55,7 @@ def test_a_float32_model_under_autocast_stores_16_bits(on_gpu: PreTrainedModel, 
     assert torch.isfinite(logits).all()
     stores = [layer.store for layer in cache.compressed_layers if layer.store]
     assert {array.dtype for store in stores for array in (store.slots.keys, store.slots.values)} == {torch.bfloat16}
+
+
+def test_generates_at_once_equal_their_own_sequential_runs(on_gpu: PreTrainedModel) -> None:
+    check_generates_at_once(on_gpu)
