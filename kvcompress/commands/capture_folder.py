@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from kvcompress.commands.failures import CommandError
+from kvcompress.commands.folders import check_writable, nearest_there
 
 _DATA_FILES = "attention_data_sample_*.safetensors"
 
@@ -24,7 +25,7 @@ class OutputFolder:
 
     def __init__(self, path: Path, *, force: bool) -> None:
         self.path = path
-        self._above = _nearest_there(path)
+        self._above = nearest_there(path)
         check_writable(path)
         self._data_before = {file.name for file in path.glob(_DATA_FILES)}
         self._samples_before = self._marks()
@@ -73,28 +74,3 @@ class OutputFolder:
         while path != self._above and path.is_dir() and not any(path.iterdir()):
             path.rmdir()
             path = path.parent
-
-
-def check_writable(folder: Path, option: str = "--output-dir") -> None:
-    """Checks that a folder can be written, or made.
-
-    Args:
-        folder: the folder.
-        option: that it was given to.
-
-    Raises:
-        CommandError: it cannot.
-    """
-    above = _nearest_there(folder)
-    if not above.is_dir():
-        raise CommandError(f"{option} must be a folder; {above} is a file. Choose another.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise CommandError(f"{option} must be a folder that can be written; {above} cannot. Choose another.")
-
-
-def _nearest_there(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    path = Path(os.path.abspath(path))
-    while not os.path.lexists(path) and path != path.parent:
-        path = path.parent
-    return path

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, cast
 import typer
 
 from kvcompress.commands.analyze_run import choose_samples
-from kvcompress.commands.capture_folder import check_writable
 from kvcompress.commands.failures import CommandError
+from kvcompress.commands.folders import check_writable
 from kvcompress.commands.result_files import print_json
 from kvcompress.commands.summary import size
 

@@ -9,29 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.commands.failures import CommandError
+from kvcompress.commands.folders import check_writable
 
 
 def claim(folder: Path, names: Sequence[str], *, force: bool) -> list[Path]:
     """Paths of files to be written, checked before the work begins.
 
     Args:
-        folder: where they go; it is made if it is not there.
+        folder: where they go; writing makes it if it is not there.
         names: their names.
         force: whether files of these names may be overwritten.
 
     Raises:
-        CommandError: one is there already, or the folder cannot be made.
+        CommandError: one is there already, or the folder cannot be written.
     """
     paths = [folder / name for name in names]
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         raise CommandError(f"{', '.join(there)} is there already; give --force to overwrite, or another --output-dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"--output-dir must be a folder that can be written; got {folder} ({error.strerror})"
-        ) from None
+    check_writable(folder)
     return paths
 
 

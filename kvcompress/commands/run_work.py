@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from kvcompress.commands import capture_summary
-from kvcompress.commands.capture_folder import check_writable
 from kvcompress.commands.capture_request import CaptureRequest
 from kvcompress.commands.capture_work import Captured, capture_texts
 from kvcompress.commands.failures import CommandError
+from kvcompress.commands.folders import check_writable
 from kvcompress.commands.result_files import print_json
 from kvcompress.commands.run_analysis import Analysis
 from kvcompress.commands.run_focus import FOCUSES

@@ -8,6 +8,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kvcompress.analysis.files import replacing
 from kvcompress.analysis.plots.style import BLUE, GREEN, GREY, VERMILION, common_style
 from kvcompress.bench.workloads.algorithm_distillation.darkroom import EPISODE_STEPS, SIZE, START, Ints
 from kvcompress.bench.workloads.algorithm_distillation.histories import Histories
@@ -23,7 +24,7 @@ def visited_cells(histories: Histories, room: int, episode: int) -> Ints:
 
 
 def save_animation(histories: Histories, path: Path, *, room: int = 0) -> None:
-    """Write the GIF.
+    """Write the GIF, whole or not at all; its folder is made where there is none.
 
     Args:
         histories: what was played, at least two whole episodes.
@@ -54,7 +55,8 @@ def save_animation(histories: Histories, path: Path, *, room: int = 0) -> None:
 
         frames = EPISODE_STEPS + _HOLD
         animation = FuncAnimation(figure, draw, frames=frames, init_func=list, blit=False)
-        animation.save(str(path), writer=PillowWriter(fps=_FRAMES_PER_SECOND), dpi=100)
+        with replacing(path) as partial:
+            animation.save(str(partial), writer=PillowWriter(fps=_FRAMES_PER_SECOND), dpi=100)
 
 
 def _draw_room(axes: Axes, histories: Histories, room: int, episode: int, step: int) -> None:

@@ -233,3 +233,10 @@ def test_other_models_are_taken(tiny: Path, prompt_file: Path, tmp_path: Path) -
     content = content_of(result, tmp_path, "tucker.json")
     assert content["model"]["name"] == str(tiny)
     assert content["layers"][0]["shape"] == [1, 48, 16]
+
+
+@pytest.mark.parametrize("name", ["tucker", "similarity", "prune"])
+def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path, name: str) -> None:
+    result = run(name, "--prompt", "", "--output-dir", tmp_path / "a" / "b")
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
