@@ -91,3 +91,9 @@ def greedy(
     options: dict[str, Any] = {"max_new_tokens": steps, "do_sample": False, "pad_token_id": 0} | more
     tokens: torch.Tensor = model.generate(ids, attention_mask=mask, **cache_argument(cache), **options)
     return tokens
+
+
+def stored_dtypes(cache: CompressedCache) -> set[torch.dtype]:
+    """Dtypes of the keys and values that a cache holds."""
+    stores = [layer.store for layer in cache.compressed_layers if layer.store]
+    return {array.dtype for store in stores for array in (store.slots.keys, store.slots.values)}

@@ -1,16 +1,13 @@
 """Policies that the tests of the engine run through, and caches of them."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 from kvcompress import Cake, CompressedCache, Full, Policy, SnapKV, StreamingLLM, make_policy
 from tests.kvcompress.engine.architectures import shared_model
-from tests.kvcompress.engine.helpers import LONG, MEDIUM, SHORT, greedy, prompt
 
 WINDOW = 8
 SMALL: dict[str, Any] = {"cache_size": 40, "window_size": WINDOW}
@@ -58,23 +55,3 @@ def skip_what_is_unsupported(model: PreTrainedModel, policy: str) -> None:
 def new_cache(model: PreTrainedModel, policy: str, **options: Any) -> CompressedCache:
     skip_what_is_unsupported(model, policy)
     return CompressedCache(model, ALL_POLICIES[policy](), **options)
-
-
-def check_generates_at_once(model: PreTrainedModel) -> None:
-    """Checks that generations in threads of their own give what each gives alone."""
-    jobs = [("cake", prompt(LONG), 30), ("snapkv", prompt(MEDIUM, 2), 30), ("full", prompt(SHORT, 3), 30)]
-    jobs = [(name, ids.to(model.device), steps) for name, ids, steps in jobs]
-    expected = [greedy(model, new_cache(model, name), ids, steps=steps) for name, ids, steps in jobs]
-    found: dict[int, torch.Tensor] = {}
-
-    def work(index: int) -> None:
-        name, ids, steps = jobs[index]
-        found[index] = greedy(model, new_cache(model, name), ids, steps=steps)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index, tokens in enumerate(expected):
-        torch.testing.assert_close(found[index], tokens)

@@ -27,11 +27,11 @@ from tests.kvcompress.engine.helpers import (
 )
 from tests.kvcompress.engine.policies import (
     any_policy,
-    check_generates_at_once,
     new_cache,
     with_eviction,
     without_eviction,
 )
+from tests.kvcompress.engine.threads import check_generates_at_once
 
 
 @without_eviction

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from kvcompress import CompressedCache
 from kvcompress.engine.cache_argument import cache_argument
-from tests.kvcompress.engine.helpers import LONG, STEPS, left_padded, prompt
-from tests.kvcompress.engine.policies import EVICTING_POLICIES, check_generates_at_once
+from tests.kvcompress.engine.helpers import LONG, STEPS, left_padded, prompt, stored_dtypes
+from tests.kvcompress.engine.policies import EVICTING_POLICIES
+from tests.kvcompress.engine.threads import check_generates_at_once
 
 pytestmark = pytest.mark.gpu
 
@@ -53,8 +54,7 @@ def test_a_float32_model_under_autocast_stores_16_bits(on_gpu: PreTrainedModel, 
     with torch.autocast("cuda", dtype=torch.bfloat16):
         logits, _, cache = run(on_gpu, "cake", backend=backend)
     assert torch.isfinite(logits).all()
-    stores = [layer.store for layer in cache.compressed_layers if layer.store]
-    assert {array.dtype for store in stores for array in (store.slots.keys, store.slots.values)} == {torch.bfloat16}
+    assert stored_dtypes(cache) == {torch.bfloat16}
 
 
 def test_generates_at_once_equal_their_own_sequential_runs(on_gpu: PreTrainedModel) -> None:

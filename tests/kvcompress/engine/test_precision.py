@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from kvcompress import Cake, CompressedCache, Observer, PrefillEvent
 from kvcompress.kernels.window_scores.reference import window_scores_reference
 from tests.kvcompress.engine.architectures import shared_model
-from tests.kvcompress.engine.helpers import LONG, STEPS, difference, forward, full_cache, prompt
+from tests.kvcompress.engine.helpers import LONG, STEPS, difference, forward, full_cache, prompt, stored_dtypes
 from tests.kvcompress.engine.policies import ALL_POLICIES, NO_EVICTION_POLICIES, SMALL, WINDOW, new_cache
 
 BFLOAT16 = 6e-2  # some ten roundings of logits of order one
@@ -18,11 +18,6 @@ BFLOAT16 = 6e-2  # some ten roundings of logits of order one
 
 def autocast(on: bool = True) -> AbstractContextManager[object]:
     return torch.autocast("cpu", dtype=torch.bfloat16) if on else nullcontext()
-
-
-def stored_dtypes(cache: CompressedCache) -> set[torch.dtype]:
-    stores = [layer.store for layer in cache.compressed_layers]
-    return {array.dtype for store in stores for array in (store.slots.keys, store.slots.values)}
 
 
 def turns(model: PreTrainedModel, cache: object, under: tuple[bool, bool, bool]) -> torch.Tensor:
