@@ -25,6 +25,8 @@ from kvcompress.bench.measure import Clock, Contender, interleave
 from kvcompress.bench.named_shapes import free_bytes
 from kvcompress.bench.peak_memory import peak_memory
 from kvcompress.bench.timed_generation import Generation, generate, release
+from kvcompress.engine.attach import text_config
+from kvcompress.engine.head_shapes import head_shapes
 
 SCHEMA: Final = "kvcompress.bench.throughput/1"
 FULL: Final = "full"
@@ -183,10 +185,8 @@ def _try(model: PreTrainedModel, prompt: torch.Tensor, entry: Entry, plan: Plan)
 
 def full_cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     """Bytes of the keys and values of so many tokens, every layer keeping all of them."""
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * tokens * int(config.num_hidden_layers * heads * head_dim) * model.dtype.itemsize
+    shapes = head_shapes(text_config(model))
+    return tokens * sum(shape.kv_heads * (shape.head_dim + shape.value_dim) for shape in shapes) * model.dtype.itemsize
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ Every operation lives in a folder of its own: ``reference.py`` (pure torch, the 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
@@ -22,6 +23,8 @@ BACKEND_VARIABLE = "KVCOMPRESS_BACKEND"  # what "auto" means instead
 MAX_HEAD_DIM = 256  # beyond it the tiles of no target fit
 MAX_WINDOW = 128  # all queries of a window are in one tile: the variance needs them together
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_logger = logging.getLogger("kvcompress")
 
 # (operation, backend) -> "module:function"; imported on first use, so that Triton is never needed to import
 # the package.
@@ -84,8 +87,9 @@ def resolve_backend(
     """Turns the user's choice into the backend that will run.
 
     Args:
-        requested: ``"auto"`` (Triton on a GPU where the kernels can serve the model), ``"triton"`` or ``"torch"``. The
-            environment variable ``KVCOMPRESS_BACKEND`` says what ``"auto"`` means instead.
+        requested: ``"auto"`` (Triton on a GPU where the kernels can serve the model, else torch, which one line in
+            the log tells on a GPU), ``"triton"`` or ``"torch"``. The environment variable ``KVCOMPRESS_BACKEND`` says
+            what ``"auto"`` means instead.
         device: device of the model's tensors.
         dtype: their dtype.
         head_dim: largest size of a head.
@@ -109,8 +113,15 @@ def resolve_backend(
     if reason is None:
         return "triton"
     if requested == "auto":
+        tell_once(reason)
         return "torch"
     raise ValueError(f"backend='triton' cannot be used: {reason}. Use backend='torch' (or 'auto').")
+
+
+@cache
+def tell_once(reason: str) -> None:
+    """Says, once in a process, why a GPU's model runs without the Triton kernels."""
+    _logger.warning("backend='auto' runs torch on this GPU, and not the Triton kernels: %s", reason)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kvcompress.analysis.capture.layer_kinds import layers_of_one_kind
 from kvcompress.analysis.capture.listening import Listening, Source
 from kvcompress.analysis.capture.sample_capture import SampleCapture
 from kvcompress.analysis.capture.session import Session, Shapes
@@ -21,6 +23,8 @@ from kvcompress.analysis.capture.token_texts import token_texts
 from kvcompress.analysis.summary.errors import SummaryError
 from kvcompress.analysis.summary.paths import sample_indices
 from kvcompress.analysis.summary.schema import Summary
+
+_logger = logging.getLogger("kvcompress")
 
 _PACKAGES = ("kvcompress", "torch", "transformers", "triton", "numpy", "safetensors")
 
@@ -40,7 +44,8 @@ class Recorder(AbstractContextManager["Recorder"]):
         folder: where the samples go; docs/formats.md describes them.
         tokenizer: for the texts of the tokens; None: ids alone.
         name: what to call the model; None: its own name.
-        layers: indices of the layers to capture; None: all. They must have the same numbers of heads.
+        layers: indices of the layers to capture, whose heads must be alike; None: all, or where a model's layers differ
+            in their heads (Gemma 4) those with full attention, which one line in the log tells.
         settings: what is kept, and how finely.
         source: ``"auto"``: through transformers' attention where the model uses it, else by intercepting
             ``scaled_dot_product_attention``; or one of ``"transformers"`` and ``"sdpa"``.
@@ -68,7 +73,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self.settings = settings or RecorderSettings()
         self._check_folder(force)
         self.session = Session(self.folder, self.settings, self._describe, first_sample=0)
-        self._listening = Listening(model, self.session, layers, source)
+        self._listening = Listening(model, self.session, _alike(model) if layers is None else layers, source)
         self._started = 0.0
 
     # ---- what users call --------------------------------------------------------------------------------------------
@@ -174,6 +179,17 @@ class Recorder(AbstractContextManager["Recorder"]):
                 f"{self.folder} has a capture already (samples {', '.join(map(str, there))}). Choose another folder, "
                 "or overwrite it with force=True (--force)."
             )
+
+
+def _alike(model: torch.nn.Module) -> tuple[int, ...] | None:
+    layers = layers_of_one_kind(model)
+    if layers is not None:
+        _logger.warning(
+            "the layers of this model differ in their heads, and a recording holds layers of one kind: recording "
+            "layers %s (Recorder(..., layers=[...]) chooses others)",
+            ", ".join(map(str, layers)),
+        )
+    return layers
 
 
 def _asdict(shapes: Shapes) -> dict[str, int]:

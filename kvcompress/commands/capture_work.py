@@ -21,7 +21,9 @@ from kvcompress.commands.loading import LoadedModel, choose_place, load_model
 from kvcompress.commands.model_names import shown_name
 from kvcompress.commands.runs import full_cache, full_cache_bytes, run_model
 from kvcompress.commands.summary import size
+from kvcompress.engine.attach import text_config
 from kvcompress.engine.cache import CompressedCache
+from kvcompress.engine.head_shapes import head_shapes
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
@@ -207,9 +209,9 @@ def _tell_raw_size(
 
 
 def _geometry(loaded: LoadedModel) -> tuple[int, int]:
-    """Layers and query heads of the model."""
-    config = loaded.model.config.get_text_config(decoder=True)
-    return int(config.num_hidden_layers), int(config.num_attention_heads)
+    """Layers and query heads of the model, of the layer with most."""
+    shapes = head_shapes(text_config(loaded.model))
+    return len(shapes), max(shape.query_heads for shape in shapes)
 
 
 def _tell(index: int, messages: Sequence[str]) -> None:

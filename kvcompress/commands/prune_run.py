@@ -14,6 +14,8 @@ from kvcompress.commands.lists import fractions, names
 from kvcompress.commands.result_files import claim, print_json, write_json
 from kvcompress.commands.result_pictures import check_pictures, draw_pictures
 from kvcompress.commands.studies import Source, Study, begin
+from kvcompress.engine.attach import text_config
+from kvcompress.engine.head_shapes import head_shapes
 
 if TYPE_CHECKING:
     from kvcompress.analysis.pruning.simulate import PruningSimulation
@@ -89,9 +91,8 @@ def _simulation(study: Study, request: Request) -> PruningSimulation:
     """Scores the prompt, with a bar where every head is left out once."""
     from kvcompress.analysis.pruning.simulate import PruningSimulation
 
-    config = study.loaded.model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    with counting("heads", config.num_hidden_layers * heads if request.leave_one_out else 0) as advance:
+    heads = sum(shape.kv_heads for shape in head_shapes(text_config(study.loaded.model)))
+    with counting("heads", heads if request.leave_one_out else 0) as advance:
         return PruningSimulation(
             study.loaded.model,
             study.windows,

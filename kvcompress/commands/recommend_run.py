@@ -16,6 +16,8 @@ from kvcompress.commands.lists import fractions
 from kvcompress.commands.loading import EMBEDDED, LoadedModel, choose_place, load_model
 from kvcompress.commands.result_files import claim, print_json, write_json, write_text
 from kvcompress.commands.studies import describe_model
+from kvcompress.engine.attach import text_config
+from kvcompress.engine.head_shapes import head_shapes
 
 if TYPE_CHECKING:
     from kvcompress.analysis.recommend.measuring import Tolerance
@@ -170,18 +172,18 @@ def check_model(loaded: LoadedModel, sample: Sample) -> None:
     Raises:
         CommandError: it has another geometry, or does not know the capture's tokens.
     """
-    config, captured = loaded.model.config.get_text_config(decoder=True), sample.summary.model
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config, captured = text_config(loaded.model), sample.summary.model
+    shapes = head_shapes(config)
+    last = max(sample.summary.layer_indices)
+    shape = shapes[min(last, len(shapes) - 1)]  # the layers of a capture are of one kind
     given = {
-        "query heads": (config.num_attention_heads, captured.query_heads),
-        "kv heads": (heads, captured.kv_heads),
-        "head size": (head_dim, captured.head_dim),
+        "query heads": (shape.query_heads, captured.query_heads),
+        "kv heads": (shape.kv_heads, captured.kv_heads),
+        "head size": (shape.head_dim, captured.head_dim),
     }
     wrong = [f"{name} {got} and not {wanted}" for name, (got, wanted) in given.items() if got != wanted]
-    last = max(sample.summary.layer_indices)
-    if last >= config.num_hidden_layers:
-        wrong.append(f"{config.num_hidden_layers} layers and not at least {last + 1}")
+    if last >= len(shapes):
+        wrong.append(f"{len(shapes)} layers and not at least {last + 1}")
     ids = sample.tensor("token.ids")
     if int(ids.min()) < 0:
         raise CommandError("the capture does not say which tokens its model saw, so nothing can be run; --no-measure")

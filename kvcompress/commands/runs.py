@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from kvcompress.commands.loading import LoadedModel
 from kvcompress.engine.cache_argument import cache_argument
+from kvcompress.engine.linear_states import linear_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +157,11 @@ def full_cache(loaded: LoadedModel) -> DynamicCache:
 
 
 def full_cache_bytes(cache: DynamicCache) -> int:
-    """Bytes of the keys and values that such a cache holds."""
+    """Bytes of the keys, values and states that such a cache holds."""
     tensors = [
         tensor
         for layer in cache.layers
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None), *linear_states(layer))
         if isinstance(tensor, torch.Tensor)
     ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

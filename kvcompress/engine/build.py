@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+)
 
 from kvcompress.engine.attach import text_config
 from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.linear_states import keeps_no_keys
+from kvcompress.engine.stateful_layer import StatefulCompressedLayer
 from kvcompress.errors import UnsupportedModelError
 
 
 def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, static: bool) -> list[Any]:
-    """One layer per layer of the model: compressed where it attends to everything, else transformers' own.
+    """One layer per layer of the model: compressed where it attends to all tokens, else transformers' own.
 
     Args:
         model: the model.
@@ -30,18 +37,20 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
         raise UnsupportedModelError(
             f"compression supports decoders only; got the encoder-decoder model {name}. Use EncoderDecoderCache."
         )
-    if getattr(config, "num_kv_shared_layers", None):
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    if shared or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         raise UnsupportedModelError(
-            f"{name} shares keys between layers (num_kv_shared_layers={config.num_kv_shared_layers}), which "
-            "compression does not support. Use DynamicCache for this model."
+            f"{name} shares keys between layers (num_kv_shared_layers={shared}), which compression does not support. "
+            "Use DynamicCache for this model."
         )
     layers = list(DynamicCache(config=config).layers)
     if len(layers) < config.num_hidden_layers:  # older transformers create plain layers only when they are needed
         layers += [DynamicLayer() for _ in range(config.num_hidden_layers - len(layers))]
     if compress_sliding is None:
         compress_sliding = not any(type(layer) is DynamicLayer for layer in layers)
+    crossing = set(getattr(config, "cross_attention_layers", None) or ())  # attend to an image (Mllama), not to tokens
     built = [
-        _build(i, layer, name, compress_sliding and not _is_chunked(config, i), static)
+        layer if i in crossing else _build(i, layer, name, compress_sliding and not _is_chunked(config, i), static)
         for i, layer in enumerate(layers)
     ]
     if not any(isinstance(layer, CompressedLayer) for layer in built):
@@ -52,20 +61,15 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     return built
 
 
-def largest_head_dim(config: Any) -> int:
-    """The largest size of a head that a model's config speaks of, of queries, keys or values, in any layer."""
-    names = ("head_dim", "global_head_dim", "qk_head_dim", "v_head_dim")
-    sizes = [getattr(config, name, None) or 0 for name in names]
-    return max(sizes) or config.hidden_size // config.num_attention_heads
-
-
 def _build(index: int, layer: Any, model: str, compress_sliding: bool, static: bool) -> Any:
     if type(layer) is DynamicLayer:
         return CompressedLayer(index, None, static)
+    if type(layer) is LinearAttentionAndFullAttentionLayer:
+        return StatefulCompressedLayer(index, static, getattr(layer, "number_of_states", None))
     if type(layer) is DynamicSlidingWindowLayer:
         return CompressedLayer(index, layer.sliding_window, static) if compress_sliding else layer
-    if hasattr(layer, "update_recurrent_state") and not hasattr(layer, "update"):
-        return layer  # linear attention keeps a state of fixed size
+    if keeps_no_keys(layer):
+        return layer
     raise UnsupportedModelError(
         f"layer {index} of {model} keeps a {type(layer).__name__}, which compression does not support. Use "
         "DynamicCache for this model."

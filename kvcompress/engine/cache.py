@@ -14,12 +14,13 @@ from kvcompress.engine.arguments import check_arguments
 from kvcompress.engine.attach import attach, is_attached, text_config
 from kvcompress.engine.attend import attend_token
 from kvcompress.engine.attention import AttentionCall, tag_key
-from kvcompress.engine.build import build_layers, largest_head_dim
+from kvcompress.engine.build import build_layers
 from kvcompress.engine.capture import mechanism_for
 from kvcompress.engine.decode_graph import DecodeGraph, tell_once
 from kvcompress.engine.events import Observer, ascending
 from kvcompress.engine.graph_forward import install
 from kvcompress.engine.guards import stay_out_of_graphs
+from kvcompress.engine.head_shapes import head_shapes
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.precision import attention_dtype, own_precision
@@ -38,6 +39,13 @@ class _Shared:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         return self
+
+
+def _largest_head(model: PreTrainedModel, layers: list[Any]) -> int:
+    """The largest size of a head, of keys or values, in any layer that is compressed."""
+    shapes = head_shapes(text_config(model))
+    sizes = [shapes[layer.layer_idx] for layer in layers if isinstance(layer, CompressedLayer)]
+    return max(max(shape.head_dim, shape.value_dim) for shape in sizes)
 
 
 class CompressedCache(Cache):
@@ -90,7 +98,7 @@ class CompressedCache(Cache):
             backend,
             model.device,
             dtype=model.dtype,
-            head_dim=largest_head_dim(text_config(model)),
+            head_dim=_largest_head(model, layers),
             window=policy.window_size,
         )
         if one_launch and self.backend == "torch":

@@ -12,6 +12,8 @@ from transformers.utils.generic import ModelOutput
 
 from kvcompress.engine.attach import is_attached, text_config
 from kvcompress.engine.cache_argument import CACHE_ARGUMENTS, cache_name
+from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.linear_states import keeps_no_keys
 
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
@@ -69,7 +71,8 @@ def why_not_captured(model: PreTrainedModel, cache: CompressedCache, arguments: 
     """Why no graph can serve a decode step, with the way out; None where one can."""
     if cache.observers:
         return "an observer is attached, and a replay cannot call it (cache.remove_observer)"
-    if len(cache.compressed_layers) != len(cache.layers):
+    others = [layer for layer in cache.layers if not isinstance(layer, CompressedLayer)]
+    if not all(keeps_no_keys(layer) and layer.is_compileable for layer in others):
         return "some layers are not compressed, and theirs grow (compress_sliding=True takes sliding-window layers in)"
     if torch.is_grad_enabled():
         return "gradients are recorded (call the model under torch.no_grad())"

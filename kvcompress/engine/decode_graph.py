@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from kvcompress.engine.capture import CaptureMechanism, Replay
 from kvcompress.engine.decode_call import DecodeCall, is_decode_step, rebuilt, why_not_captured
+from kvcompress.engine.linear_states import linear_states
 from kvcompress.engine.watched_weights import WatchedWeights
 
 if TYPE_CHECKING:
@@ -225,4 +226,6 @@ def _state(cache: CompressedCache) -> list[torch.Tensor]:
             tensors.append(layer.seen)
         if layer.row_start is not None:
             tensors.append(layer.row_start)
+    for each in cache.layers:
+        tensors += linear_states(each)
     return tensors

@@ -81,6 +81,7 @@ class CompressedLayer(CacheLayerMixin):
         self.statistics: LayerStatistics | None = None
         self.full = False  # each row has no free slot but the next one, so that a decode step needs no mask
         self._grow_at = self._evict_at = self._full_at = sys.maxsize
+        self.keys = self.values = None
         self.is_initialized = self.is_compileable = False
 
     # ---- what transformers asks -----------------------------------------------------------------------------------
@@ -88,6 +89,7 @@ class CompressedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Notes dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = self.values = key_states.new_empty(0)  # some models ask how many there are; the store has them
         self.is_initialized = True
 
     def update(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kvcompress.engine.layer import CompressedLayer
+from kvcompress.engine.linear_states import linear_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class LayerReport:
         tokens: tokens held, mean over batch and heads.
         budget: tokens kept by prefill, window excluded, for each batch row.
         num_bytes: bytes that its tensors hold.
-        full_bytes: bytes of keys and values if every token seen were kept.
+        full_bytes: bytes if every token seen were kept.
     """
 
     layer_idx: int
@@ -63,14 +64,6 @@ class CacheReport:
         return "\n".join([head, *lines])
 
 
-def _tensors(layer: Any) -> Iterable[torch.Tensor]:
-    found = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
-    for states in (getattr(layer, "conv_states", None), getattr(layer, "recurrent_states", None)):
-        if isinstance(states, dict):  # before transformers 5.17 a tensor, found above
-            found += [value for value in states.values() if isinstance(value, torch.Tensor)]
-    return found
-
-
 def layer_bytes(layer: Any) -> int:
     """Bytes of a layer's storages, each counted once."""
     if isinstance(layer, CompressedLayer):
@@ -80,7 +73,12 @@ def layer_bytes(layer: Any) -> int:
         if layer.statistics is not None and layer.statistics.token_scores is not None:
             tensors.append(layer.statistics.token_scores)
     else:
-        tensors = list(_tensors(layer))
+        tensors = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    tensors += linear_states(layer)
+    return _storage_bytes(tensors)
+
+
+def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
@@ -97,5 +95,5 @@ def layer_report(layer: CompressedLayer) -> LayerReport:
         tokens=float((store.slots.positions >= 0).sum()) / store.rows,
         budget=tuple(statistics.budget.tolist()),
         num_bytes=layer_bytes(layer),
-        full_bytes=int(layer.seen) * store.rows * per_token,
+        full_bytes=int(layer.seen) * store.rows * per_token + _storage_bytes(linear_states(layer)),
     )

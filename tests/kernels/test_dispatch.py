@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvcompress.kernels import dispatch
-from kvcompress.kernels.dispatch import IMPLEMENTATIONS, operation, resolve_backend, why_not_triton
+from kvcompress.kernels.dispatch import IMPLEMENTATIONS, operation, resolve_backend, tell_once, why_not_triton
 from tests.source_tree import ROOT
 
 OPERATIONS = sorted({name for name, _ in IMPLEMENTATIONS})
@@ -38,10 +38,13 @@ def test_kernels_serve_a_gpu(dtype: torch.dtype, head_dim: int, window: int) -> 
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_kernels_cannot_serve_is_named(case: str) -> None:
+def test_what_the_kernels_cannot_serve_is_named(case: str, caplog: pytest.LogCaptureFixture) -> None:
     arguments, reason = REFUSED[case]
+    tell_once.cache_clear()
     assert reason in str(why_not_triton(CUDA, **arguments))
-    assert resolve_backend("auto", CUDA, **arguments) == "torch"
+    for _ in range(2):
+        assert resolve_backend("auto", CUDA, **arguments) == "torch"
+    assert [reason in message for message in caplog.messages] == [True]  # told, and once
     with pytest.raises(ValueError, match=r"backend='triton' cannot be used.*Use backend='torch'") as caught:
         resolve_backend("triton", CUDA, **arguments)
     assert reason in str(caught.value)
@@ -56,8 +59,9 @@ def test_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", torch.device("cpu")])
-def test_without_a_gpu_torch_runs(device: torch.device | str) -> None:
+def test_without_a_gpu_torch_runs(device: torch.device | str, caplog: pytest.LogCaptureFixture) -> None:
     assert resolve_backend("auto", device) == "torch"
+    assert not caplog.messages
     assert resolve_backend("torch", device) == "torch"
     with pytest.raises(ValueError, match=f"need a GPU, and the model is on '{torch.device(device).type}'"):
         resolve_backend("triton", device)

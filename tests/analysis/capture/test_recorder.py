@@ -245,6 +245,23 @@ def test_layers_can_be_chosen_and_long_events_leave_raw_attention_out(tmp_path: 
         sample.raw_attention(0, 1)
 
 
+def test_where_heads_differ_the_layers_that_are_compressed_are_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, ids = shared_model("gemma4"), prompt(70)
+    sample = record(model, tmp_path, ids, CakeCache(model, cache_size=40))
+    assert sample.summary.layer_indices == (1, 3)
+    assert sample.summary.model.head_dim == 16
+    assert [message for message in caplog.messages if "recording layers 1, 3 (" in message]
+    caplog.clear()
+    with Recorder(model, tmp_path, layers=[0, 2], force=True):
+        greedy(model, None, ids, steps=STEPS)
+    assert read_sample(tmp_path).summary.model.head_dim == 8
+    assert not caplog.messages
+    with pytest.raises(ValueError, match="indices from 0 on, at least one"):
+        Recorder(model, tmp_path / "none", layers=[])
+
+
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = build("llama")
     before = model.config._attn_implementation

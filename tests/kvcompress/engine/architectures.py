@@ -63,6 +63,7 @@ class Architecture:
 
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _GEMMA = {"head_dim": 8, "num_key_value_heads": 1}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
 _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _HYBRID_WINDOW = {"layer_types": _HYBRID, "sliding_window": SLIDING_WINDOW}
 
@@ -119,6 +120,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3-vision-language": Architecture("Gemma3", hybrid=True, sliding=True),
     "qwen2.5-vl": Architecture("Qwen2_5_VL"),
     "llava": Architecture("Llava"),
+    "mllama-vision-language": Architecture("Mllama"),
     "qwen3-next": Architecture(
         "Qwen3Next",
         _MOE
@@ -134,6 +136,39 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
         linear=True,
     ),
+    # Heads of another size in every full layer.
+    "gemma4": Architecture(
+        "Gemma4Text",
+        _GEMMA
+        | _HYBRID_WINDOW
+        | {
+            "global_head_dim": 16,
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+        },
+        hybrid=True,
+        sliding=True,
+        model="Gemma4ForCausalLM",
+    ),
+    # Attention and linear attention in every layer.
+    "falcon-h1": Architecture("FalconH1", _MAMBA | {"mamba_d_ssm": 64, "head_dim": 8}, linear=True),
+    # Layers with nothing but a feed-forward network.
+    "nemotron-h": Architecture(
+        "NemotronH",
+        {
+            "num_hidden_layers": _ABSENT,
+            "layers_block_type": ["mamba", "attention", "mlp", "attention"],
+            "head_dim": 8,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "n_groups": 1,
+            "ssm_state_size": 8,
+        },
+        linear=True,
+    ),
+    # Layers that attend to an image, skipped without one.
+    "mllama": Architecture("MllamaText", {"cross_attention_layers": [1]}, model="MllamaForCausalLM"),
 }
 
 
@@ -156,7 +191,7 @@ def randomised(model: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            if parameter.ndim >= 2 or name.endswith("sinks"):
+            if parameter.ndim >= 2 or name.endswith(("sinks", "_gate")):  # Mllama's gates start shut
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model.eval()
 
@@ -199,9 +234,21 @@ def _qwen25_vl() -> tuple[Any, Any]:
     return transformers.Qwen2_5_VLForConditionalGeneration, config
 
 
+def _mllama() -> tuple[Any, Any]:
+    text = ARCHITECTURES["mllama"].config().to_dict()
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_global_layers": 1,
+        "attention_heads": 2, "image_size": 16, "patch_size": 8, "vision_output_dim": 32, "max_num_tiles": 2,
+        "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    }  # fmt: skip
+    config = transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=96)
+    return transformers.MllamaForConditionalGeneration, config
+
+
 _COMPOSITE: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3-vision-language": _gemma3_vision_language,
     "llava": _llava,
+    "mllama-vision-language": _mllama,
     "qwen2.5-vl": _qwen25_vl,
 }
 

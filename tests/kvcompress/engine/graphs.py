@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from kvcompress import Cake, CompressedCache, Policy, SnapKV, StreamingLLM, make_policy
 from kvcompress.engine import cache as cache_module
 from kvcompress.engine.cache_argument import cache_argument, given_cache
+from kvcompress.engine.linear_states import linear_states
 from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.helpers import forward, left_padded, prompt
 from tests.kvcompress.engine.policies import SMALL
@@ -57,6 +58,7 @@ class StandIn:
             raise RuntimeError(self.failure)
         self.captures += 1
         tensors = [tensor for layer in layers if layer.store for tensor in [*layer.store.tensors(), layer.seen]]
+        tensors += [state for layer in self.cache.layers for state in linear_states(layer)]
         before = [tensor.clone() for tensor in tensors]
         output = step()
         for tensor, old in zip(tensors, before, strict=True):
@@ -123,6 +125,9 @@ def check_same_state(a: CompressedCache, b: CompressedCache) -> None:
         for x, y in zip(one.store.tensors(), other.store.tensors(), strict=True):
             assert torch.equal(x, y)
         assert int(one.seen) == int(other.seen)
+    for one, other in zip(a.layers, b.layers, strict=True):
+        for x, y in zip(linear_states(one), linear_states(other), strict=True):
+            assert torch.equal(x, y)
 
 
 def padded_run(model: PreTrainedModel, cache: CompressedCache, rows: list[torch.Tensor]) -> torch.Tensor:

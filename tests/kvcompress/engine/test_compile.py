@@ -64,7 +64,13 @@ def decode_compiled(
 
 @pytest.mark.parametrize(
     ("name", "policy"),
-    [*(("llama", policy) for policy in POLICIES), ("gemma3", "cake"), ("mistral-sliding", "cake"), ("gpt-oss", "cake")],
+    [
+        *(("llama", policy) for policy in POLICIES),
+        ("gemma3", "cake"),
+        ("mistral-sliding", "cake"),
+        ("gpt-oss", "cake"),
+        ("gemma4", "cake"),
+    ],
 )
 def test_compiled_decoding_equals_eager(name: str, policy: str) -> None:
     model = shared_model(name)

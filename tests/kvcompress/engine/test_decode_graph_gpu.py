@@ -34,6 +34,17 @@ def test_a_real_graph_equals_steps_without_one(on_gpu: PreTrainedModel, policy: 
     check_same_state(caches[1], caches[0])
 
 
+@pytest.mark.parametrize("name", ["falcon-h1", "nemotron-h", "qwen3-next"])
+def test_linear_attention_in_a_real_graph(name: str) -> None:
+    model = copy.deepcopy(shared_model(name)).to("cuda")
+    caches = [plain(model), CompressedCache(model, CAKE, cuda_graph=True)]
+    expected, found = (padded_run(model, cache, [prompt(LONG), prompt(MEDIUM, 2)]) for cache in caches)
+    assert torch.equal(found, expected)
+    check_same_state(caches[1], caches[0])
+    assert caches[1].decode_graph is not None
+    assert caches[1].decode_graph.captured
+
+
 def test_real_graphs_alternate_and_are_made_anew(on_gpu: PreTrainedModel) -> None:
     made = [CompressedCache(on_gpu, CAKE, cuda_graph=True) for _ in range(2)]
     references = [plain(on_gpu) for _ in range(2)]

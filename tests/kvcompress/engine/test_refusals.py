@@ -69,18 +69,11 @@ UNSUPPORTED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "no layer",
     ),
     "own-attention-code": ("Bloom", "BloomForCausalLM", {"n_layer": 3, "n_head": 4}, "attention code of its own"),
-    "two-states-per-layer": (
-        "FalconH1",
-        "FalconH1ForCausalLM",
-        {
-            "mamba_n_heads": 8,
-            "mamba_d_head": 8,
-            "mamba_d_ssm": 64,
-            "mamba_n_groups": 1,
-            "mamba_d_state": 8,
-            "head_dim": 8,
-        },
-        "LinearAttentionAndFullAttentionLayer",
+    "keys-of-an-indexer": (
+        "DeepseekV32",
+        "DeepseekV32ForCausalLM",
+        _DEEPSEEK | {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 16},
+        "DynamicIndexedLayer",
     ),
 }
 
