@@ -35,6 +35,7 @@ from kvcompress.bench.headline_tables import (
     headline_bytes,
     headline_goals,
 )
+from kvcompress.bench.model_support.tables import models_not_built, models_refused, models_that_work
 from kvcompress.bench.results_file import PROJECT, RESULTS
 from kvcompress.bench.table_format import Run, figure, markdown, origin, percent
 from kvcompress.bench.testbed.location import EVALUATION_FILE
@@ -120,6 +121,9 @@ TABLES: Final[Mapping[str, tuple[Path, Callable[[Run], str]]]] = MappingProxyTyp
         "peers_agnostic": (RESULTS / "peers_kvpress_agnostic.json", peers_accuracy),
         "peers_speed": (RESULTS / "peers_kvpress.json", peers_speed),
         "throughput": (RESULTS / "throughput_cpu.json", throughput),
+        "models_that_work": (RESULTS / "model_support.json", models_that_work),
+        "models_refused": (RESULTS / "model_support.json", models_refused),
+        "models_not_built": (RESULTS / "model_support.json", models_not_built),
         "ad_learning": (RESULTS / "ad_training.json", ad_learning),
         "ad_compression": (RESULTS / "ad_compression.json", ad_compression),
         "ad_returns": (RESULTS / "ad_returns.json", ad_returns),

@@ -18,6 +18,8 @@ from kvcompress.engine.linear_states import keeps_no_keys
 from kvcompress.engine.stateful_layer import StatefulCompressedLayer
 from kvcompress.errors import UnsupportedModelError
 
+_FULL = (DynamicLayer, LinearAttentionAndFullAttentionLayer)
+
 
 def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, static: bool) -> list[Any]:
     """One layer per layer of the model: compressed where it attends to all tokens, else transformers' own.
@@ -47,7 +49,7 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     if len(layers) < config.num_hidden_layers:  # older transformers create plain layers only when they are needed
         layers += [DynamicLayer() for _ in range(config.num_hidden_layers - len(layers))]
     if compress_sliding is None:
-        compress_sliding = not any(type(layer) is DynamicLayer for layer in layers)
+        compress_sliding = not any(type(layer) in _FULL for layer in layers)
     crossing = set(getattr(config, "cross_attention_layers", None) or ())  # attend to an image (Mllama), not to tokens
     built = [
         layer if i in crossing else _build(i, layer, name, compress_sliding and not _is_chunked(config, i), static)

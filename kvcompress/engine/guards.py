@@ -34,6 +34,10 @@ def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             f"{queries} more: this prompt does not continue what the cache holds. Call cache.reset() or make a new "
             "cache for a new prompt; for a continued one pass the mask of the whole conversation."
         )
+    if ours and queries == 1 and kwargs.get("kv_offset") == 0:
+        return (
+            None  # a decode step, see `CompressedLayer.get_mask_sizes`: what is made of the mask knows only the token
+        )
     return base(*args, **kwargs)
 
 

@@ -230,16 +230,19 @@ def test_a_copied_cache_captures_for_itself(make: MakeCapturing, own_llama: PreT
     check_same_state(cache, other)
 
 
+@pytest.mark.parametrize("captured", [True, False])
 @pytest.mark.parametrize("name", ["llama", "llama-eager", "mistral-sliding-eager"])
-def test_a_step_makes_no_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody reads it, and making one for eager attention copies a number to the device, which no capture allows."""
-    model = build(name)
-    cache, _ = graph_cache(model, POLICIES["cake"], monkeypatch)
+def test_a_step_makes_no_mask(name: str, captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads it, and making one for eager attention copies a number to the device, which no capture allows.
+
+    Nor can all be made from the one token that the engine speaks of: Gemma 4 looks positions up in it.
+    """
+    model, policy = build(name), POLICIES["cake"]
+    cache = graph_cache(model, policy, monkeypatch)[0] if captured else CompressedCache(model, policy)
     masks: list[Any] = []
     model.model.layers[0].self_attn.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
     )
     forward(model, cache, prompt(LONG))
     decode(model, cache, 0, 3)
-    assert len(masks) == 5
-    assert masks[1:] == [None] * 4
+    assert masks[1:] == [None] * (4 if captured else 3)  # a capture runs the step's Python once more

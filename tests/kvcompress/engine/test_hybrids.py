@@ -77,6 +77,7 @@ _IMAGE: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.hidden_state. is deprecated:FutureWarning")  # transformers 5.17 of its own
 def test_layers_that_attend_to_an_image_keep_all_of_it() -> None:
     model = build("mllama-vision-language")
     ids = prompt(LONG)
