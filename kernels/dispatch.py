@@ -20,8 +20,8 @@ Backend = Literal["auto", "triton", "torch"]
 
 BACKENDS: tuple[str, ...] = ("auto", "triton", "torch")
 BACKEND_VARIABLE = "KVCOMPRESS_BACKEND"  # what "auto" means instead
-MAX_HEAD_DIM = 256  # beyond it the tiles of no target fit
-MAX_WINDOW = 128  # all queries of a window are in one tile: the variance needs them together
+MAX_HEAD_DIM = 512
+_WIDE_HEAD = 256  # beyond it fewer queries fit into a tile
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _logger = logging.getLogger("kvcompress")
@@ -43,6 +43,11 @@ IMPLEMENTATIONS: dict[tuple[str, str], str] = {
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, on the CPU (``TRITON_INTERPRET=1`` before Triton's import)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def most_window(head_dim: int) -> int:
+    """How many window queries the kernels hold: all are in one tile, since the variance needs them together."""
+    return 128 if head_dim <= _WIDE_HEAD else 32
 
 
 def why_not_triton(
@@ -71,8 +76,9 @@ def why_not_triton(
         return f"the kernels know float32, float16 and bfloat16, and the model is {str(dtype).removeprefix('torch.')}"
     if head_dim > MAX_HEAD_DIM:
         return f"the kernels know heads of at most {MAX_HEAD_DIM}, and the model's have {head_dim}"
-    if window > MAX_WINDOW:
-        return f"the kernels hold at most {MAX_WINDOW} window queries, and window_size is {window}"
+    most = most_window(head_dim)
+    if window > most:
+        return f"the kernels hold at most {most} window queries for heads of {head_dim}, and window_size is {window}"
     return None
 
 

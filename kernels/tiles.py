@@ -97,6 +97,8 @@ def _measured() -> dict[str, dict[str, Any]]:
 def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, window: int) -> Tile:
     """All queries of a window are in the tile; at most 128 rows of 16-bit, 32 of float32 (no tensor cores).
 
+    Heads over 256 take at most 64 rows and 32 keys of 16 bits, half of each on gfx942.
+
     Where some version of Triton (3.6 to 3.9) spills with 64 keys and four warps, there are fewer keys (many rows on
     sm80, which take all 255 registers), more warps (many rows elsewhere, wide heads), or fewer rows (wide heads on
     sm100, and on gfx942, whose shared memory is 64 KB).
@@ -104,6 +106,10 @@ def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     """
     wide, blackwell = head_dim > 128, architecture == "sm100"
     window = power_of_two(window, 16)
+    if head_dim > 256:
+        amd = architecture == "gfx942"
+        heads = max(1, min(power_of_two(group), (32 if itemsize == 4 or amd else 64) // window))
+        return Tile(block_n=16 if itemsize == 2 and amd else 32, heads=heads, warps=8, stages=2)
     most = 32 if itemsize == 4 or (wide and architecture == "gfx942") else 64 if wide and blackwell else 128
     heads = max(1, min(power_of_two(group), most // window))
     many = heads * window > 64
@@ -134,18 +140,19 @@ def _decode_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     On an H200 blocks of 128 slots on eight warps take a quarter less time.
 
     What spills is left out: float32 ("ieee" products are plain multiplications) with more than 16 slots or heads; on
-    gfx942, 32 heads, and 32 slots of heads over 128; anywhere, four warps for such heads.
+    gfx942, 32 heads, 32 slots of heads over 128, and a pipeline for heads over 256; anywhere, four warps for heads over
+    128, and more than 16 slots for those over 256.
     """
-    wide, amd = head_dim > 128, architecture == "gfx942"
+    wide, amd, vast = head_dim > 128, architecture == "gfx942", head_dim > 256
     roomy = itemsize == 2 and not wide and not amd
     if roomy and architecture == "sm90":
         heads = min(power_of_two(group, 16), 32)
         return Tile(block_n=128 if heads == 16 else 64, heads=heads, warps=8, stages=2)
     return Tile(
-        block_n=16 if itemsize == 4 or (wide and amd) else 32,
+        block_n=16 if itemsize == 4 or (wide and amd) or vast else 32,
         heads=min(power_of_two(group, 16), 32 if roomy else 16),
         warps=8 if wide else 4,
-        stages=2,
+        stages=1 if vast and amd and itemsize == 2 else 2,
     )
 
 

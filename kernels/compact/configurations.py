@@ -9,7 +9,18 @@ from kvcompress.kernels.compact import kernel, launch
 from kvcompress.kernels.configuration import Configuration
 
 # Sizes of keys and of values; the last ones differ (multi-head latent attention, and a small odd pair).
-_SIZES: Final = ((64, 64), (80, 80), (96, 96), (112, 112), (128, 128), (192, 192), (256, 256), (192, 128), (24, 40))
+_SIZES: Final = (
+    (64, 64),
+    (80, 80),
+    (96, 96),
+    (112, 112),
+    (128, 128),
+    (192, 192),
+    (256, 256),
+    (512, 512),
+    (192, 128),
+    (24, 40),
+)
 _STRIDES: Final = tuple(f"stride_{array}{axis}" for array in "kvps" for axis in "bht")
 _NUMBERS: Final = ("rows_padded", "most", "heads", "tokens", "scored", *_STRIDES, "stride_chosen")
 

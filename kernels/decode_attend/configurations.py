@@ -23,7 +23,7 @@ _TYPES: Final = {
 _PLAIN: Final[dict[str, Any]] = dict.fromkeys(
     ("position_ptr", "new_score_ptr", "row_start_ptr", "sinks_ptr", "softcap", "least_ptr")
 )
-_HEAD_DIMS: Final = (64, 80, 96, 112, 128, 192, 256)
+_HEAD_DIMS: Final = (64, 80, 96, 112, 128, 192, 256, 512)
 
 
 def configurations(architecture: str) -> Iterator[Configuration]:
@@ -37,7 +37,8 @@ def configurations(architecture: str) -> Iterator[Configuration]:
         yield _attend(architecture, dtype, 128, 64, 4, features=True)
         for group in (4, 32):
             yield _attend(architecture, dtype, 128, 128, group, one_launch="running")
-        yield _attend(architecture, dtype, 256, 256, 16, features=True, one_launch="running")
+        for head_dim in (256, 512):
+            yield _attend(architecture, dtype, head_dim, head_dim, 16, features=True, one_launch="running")
     for order in ("none", "probability", "running", "stored", "position"):
         yield _finish(architecture, torch.bfloat16, 128, 4, order, features=True, chunks=True)
         yield _attend(architecture, torch.bfloat16, 128, 128, 4, features=True, one_launch=order)

@@ -11,7 +11,7 @@ from kvcompress.kernels.configuration import Configuration
 from kvcompress.kernels.tiles import Tile, tile
 from kvcompress.kernels.window_scores import kernel, launch
 
-_HEAD_DIMS: Final = (64, 80, 96, 112, 128, 192, 256)
+_HEAD_DIMS: Final = (64, 80, 96, 112, 128, 192, 256, 512)
 _MAIN_DIMS: Final = (64, 128, 256)
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _WINDOW: Final = 32
@@ -34,7 +34,7 @@ def configurations(architecture: str) -> Iterator[Configuration]:
     for dtype in ("bf16", "fp32"):
         yield from _both(architecture, dtype, 128, 7, _WINDOW)
         yield from _both(architecture, dtype, 128, 4, 128)
-        for head_dim in (64, 256):
+        for head_dim in (64, 256, 512):
             yield from _both(architecture, dtype, head_dim, 4, _WINDOW, features=True)
     yield from _both(architecture, "bf16", 128, 32, 8)
     yield from _both(architecture, "bf16", 80, 12, 1, features=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvcompress.kernels.dispatch import MAX_HEAD_DIM, MAX_WINDOW, interpreting
+from kvcompress.kernels.dispatch import MAX_HEAD_DIM, interpreting, most_window
 from kvcompress.kernels.window_scores.reference import (
     STATISTICS,
     AttentionSpec,
@@ -190,9 +190,10 @@ def _check(
             "query and key must both be float32, float16 or bfloat16 for the kernels; got "
             f"{query.dtype} and {key.dtype}: use backend='torch' for others"
         )
-    if query.shape[-1] > MAX_HEAD_DIM or query.shape[2] > MAX_WINDOW:
+    most = most_window(query.shape[-1])
+    if query.shape[-1] > MAX_HEAD_DIM or query.shape[2] > most:
         raise ValueError(
-            f"the kernels hold at most {MAX_WINDOW} queries of heads of at most {MAX_HEAD_DIM}; got query "
+            f"the kernels hold heads of at most {MAX_HEAD_DIM}, and of such as these at most {most} queries; got query "
             f"{list(query.shape)}: use backend='torch'"
         )
     if query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0] or query.shape[1] % key.shape[1]:

@@ -76,6 +76,7 @@ def selection(device, rows, tokens, window, head, spare) -> tuple[RowPlan, torch
         (96, 128, torch.float32),
         (192, 128, torch.bfloat16),
         (256, 256, torch.float32),
+        (512, 512, torch.bfloat16),
         (24, 40, torch.float64),
         (1, 3, torch.float32),
         (16, 16, torch.int8),
@@ -180,7 +181,7 @@ def test_what_is_refused(device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 192, 256])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 192, 256, 512])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_long_prompts(head_dim, dtype) -> None:
     """Rows of very different lengths."""

@@ -28,8 +28,8 @@ LAYER = Case(RUNNING, 4, 128, 128, torch.bfloat16, (1057, 1057, 700, 321, 1600, 
 @DTYPES
 @pytest.mark.parametrize(
     ("group", "head_dim", "value_dim"),
-    [(1, 64, 64), (4, 128, 128), (7, 80, 64), (8, 192, 128), (12, 96, 112), (32, 256, 256)],
-    ids=["G1-D64", "G4-D128", "G7-D80-V64", "G8-D192-V128", "G12-D96-V112", "G32-D256"],
+    [(1, 64, 64), (4, 128, 128), (7, 80, 64), (8, 192, 128), (12, 96, 112), (32, 256, 256), (8, 512, 512)],
+    ids=["G1-D64", "G4-D128", "G7-D80-V64", "G8-D192-V128", "G12-D96-V112", "G32-D256", "G8-D512"],
 )
 def test_output_is_as_accurate_as_torch(dtype: torch.dtype, group: int, head_dim: int, value_dim: int) -> None:
     case = Case(RUNNING, group, head_dim, value_dim, dtype, (130, 2000, 1057, 300), learned_sinks=True)

@@ -35,6 +35,12 @@ CASES = {
         Eviction("running", window_size=2), head_dim=96, dtype=torch.bfloat16, softcap=1.5, learned_sinks=True
     ),
     "device-position-G32-fp32": Case(Eviction("probability"), group=32, head_dim=16, on_device=True, one_launch=True),
+    "accumulate-D512-bf16": Case(
+        Eviction("running", window_size=2), head_dim=512, value_dim=512, dtype=torch.bfloat16, lengths=(24, 17)
+    ),
+    "probability-D512-G4": Case(
+        Eviction("probability", window_size=2), group=4, head_dim=512, value_dim=512, lengths=(24, 17), one_launch=True
+    ),
     "all-protected": Case(Eviction("probability", window_size=100), on_device=True, one_launch=True),
 }
 
@@ -124,8 +130,8 @@ def test_strided_input_is_read_as_it_is() -> None:
     ("changes", "message"),
     [
         ({"dtype": torch.float64}, r"must all be float32, float16 or bfloat16.*torch\.float64.*backend='torch'"),
-        ({"head_dim": 264}, r"at most 256; got 264 and 64.*backend='torch'"),
-        ({"value_dim": 257}, r"at most 256; got 64 and 257.*backend='torch'"),
+        ({"head_dim": 520}, r"at most 512; got 520 and 64.*backend='torch'"),
+        ({"value_dim": 513}, r"at most 512; got 64 and 513.*backend='torch'"),
     ],
     ids=["float64", "head_dim", "value_dim"],
 )

@@ -16,8 +16,12 @@ OPERATIONS = sorted({name for name, _ in IMPLEMENTATIONS})
 CUDA = torch.device("cuda", 0)  # only named: no test here puts anything on it
 REFUSED = {  # arguments -> what the reason says
     "dtype": ({"dtype": torch.float64}, "float32, float16 and bfloat16, and the model is float64"),
-    "head_dim": ({"head_dim": 257}, "at most 256, and the model's have 257"),
-    "window": ({"window": 129}, "at most 128 window queries, and window_size is 129"),
+    "head_dim": ({"head_dim": 513}, "at most 512, and the model's have 513"),
+    "window": ({"window": 129}, "at most 128 window queries for heads of 64, and window_size is 129"),
+    "window of wide heads": (
+        {"head_dim": 257, "window": 33},
+        "at most 32 window queries for heads of 257, and window_size is 33",
+    ),
 }
 
 
@@ -29,7 +33,7 @@ def triton_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("head_dim", "window"), [(8, 1), (64, 32), (256, 128)])
+@pytest.mark.parametrize(("head_dim", "window"), [(8, 1), (64, 32), (256, 128), (512, 32)])
 def test_kernels_serve_a_gpu(dtype: torch.dtype, head_dim: int, window: int) -> None:
     sizes = {"dtype": dtype, "head_dim": head_dim, "window": window}
     assert why_not_triton(CUDA, **sizes) is None

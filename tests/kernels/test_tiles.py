@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from kvcompress.kernels import tiles
+from kvcompress.kernels.dispatch import most_window
 from kvcompress.kernels.tiles import ARCHITECTURES, Tile, power_of_two, tile, tile_key
 
 KERNELS = ("window_lse", "window_scores", "decode_attend")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HEAD_DIMS = (8, 24, 64, 80, 96, 112, 128, 192, 256)
+HEAD_DIMS = (8, 24, 64, 80, 96, 112, 128, 192, 256, 512)
 GROUPS = (1, 2, 4, 7, 8, 12, 16, 32)
 WINDOWS = (1, 5, 8, 32, 63, 128)
 
@@ -60,15 +62,18 @@ def test_every_supported_shape_has_a_valid_tile(kernel: str, architecture: str) 
 def test_rows_of_a_window_are_enough_for_a_dot_and_bounded(kernel: str, architecture: str) -> None:
     for dtype in DTYPES:
         for group in GROUPS:
-            for window in WINDOWS:
-                found = tile(kernel, architecture=architecture, dtype=dtype, head_dim=128, group=group, window=window)
+            for head_dim, window in product((128, 512), WINDOWS):
+                if window > most_window(head_dim):
+                    continue
+                shape = {"dtype": dtype, "head_dim": head_dim, "group": group, "window": window}
+                found = tile(kernel, architecture=architecture, **shape)
                 assert found.heads <= power_of_two(group), "heads that do not exist"
                 rows = found.heads * power_of_two(window, 16)
-                assert rows <= 128, "more rows than the registers of any target hold"
+                assert rows * head_dim <= 128 * 256, "more rows than the shared memory of any target holds"
 
 
 @pytest.mark.usefixtures("no_measurements")
-@pytest.mark.parametrize(("small", "large"), [(8, 16), (80, 128), (96, 128), (112, 128), (192, 256)])
+@pytest.mark.parametrize(("small", "large"), [(8, 16), (80, 128), (96, 128), (112, 128), (192, 256), (264, 512)])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_head_dims_with_equal_padding_share_a_tile(kernel: str, small: int, large: int) -> None:
     # A measured tile is kept under the padded size, so nothing else may decide.

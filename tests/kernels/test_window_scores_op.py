@@ -83,8 +83,9 @@ def test_compiles_into_one_graph(arguments, backend) -> None:
     ("change", "message"),
     [
         ({"dtype": torch.float64}, "float32, float16 or bfloat16 .* got torch.float64 .* backend='torch'"),
-        ({"query": torch.zeros(2, 4, 8, 272)}, "heads of at most 256; .* backend='torch'"),
-        ({"query": torch.zeros(2, 4, 129, 16)}, "at most 128 queries .* backend='torch'"),
+        ({"query": torch.zeros(2, 4, 8, 528)}, "heads of at most 512, .* backend='torch'"),
+        ({"query": torch.zeros(2, 4, 33, 272)}, "of such as these at most 32 queries; .* backend='torch'"),
+        ({"query": torch.zeros(2, 4, 129, 16)}, "at most 128 queries; .* backend='torch'"),
         ({"query": torch.zeros(2, 3, 8, 16)}, r"kv_heads divide query_heads; got \[2, 3, 8, 16\]"),
         ({"query": torch.zeros(2, 4, 8, 24)}, "must agree in batch and head_dim"),
         ({"scored": 51}, "scored must be from 0 to the number of keys, 50; got 51"),
