@@ -73,6 +73,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "mamba_dt_rank": 8,
         },
         "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2},
+        "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2, "index_n_heads": 4},
         "zaya": {"num_experts_per_tok": 1},
     }
 )

@@ -10,6 +10,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvcompress.engine import listening
+from kvcompress.engine.guards import check_selection
 from kvcompress.errors import CacheStateError, UnsupportedModelError
 from kvcompress.kernels.window_scores.reference import AttentionSpec
 
@@ -88,7 +89,9 @@ def attention_forward(
         ``(output [batch, queries, query_heads, value_dim], weights or None)``.
     """
     tag: tuple[CompressedCache, CompressedLayer] | None = getattr(key, _TAG, None)
+    check_selection(base, module, kwargs, compressed=tag is not None)
     if tag is None:  # another cache, a layer that is not compressed, or an encoder
+        attention_mask = _mask_of_last_queries(base, module, query, key, attention_mask)
         output = _run_base(base, module, query, key, value, attention_mask, **kwargs)
         for listener in listening.listeners:
             listener.on_attention(AttentionCall(base, module, query, key, value, attention_mask, kwargs))
@@ -107,6 +110,19 @@ def attention_forward(
         )
     call = AttentionCall(base, module, query, key, value, attention_mask, kwargs)
     return cache.attend(layer, call)
+
+
+def _mask_of_last_queries(base: str, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any) -> Any:
+    """The mask, made where a model that shares keys between layers (Gemma 4) leaves out all queries but the last.
+
+    It does so only where there is a mask, since without one "sdpa" takes the queries for the first; but it looks for
+    that by the name of the implementation, and ours has another.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    shares = getattr(module, "is_kv_shared_layer", False)
+    if base != "sdpa" or mask is not None or not shares or not 1 < queries < keys:
+        return mask
+    return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
 
 
 def tag_key(key: torch.Tensor, cache: CompressedCache, layer: CompressedLayer) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcompress.errors import CacheStateError
+from kvcompress.errors import CacheStateError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from kvcompress.engine.attention import AttentionCall
@@ -39,6 +39,23 @@ def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             None  # a decode step, see `CompressedLayer.get_mask_sizes`: what is made of the mask knows only the token
         )
     return base(*args, **kwargs)
+
+
+def check_selection(base: str, module: torch.nn.Module, options: dict[str, Any], *, compressed: bool) -> None:
+    """Checks that a model's indexer, which chooses the keys that a token attends to, is heeded.
+
+    It puts its choice into the mask for implementations called "eager" and "sdpa"; to others, such as ours, it passes
+    indices, which "eager" and "sdpa" do not read: all keys would be attended to.
+
+    Raises:
+        UnsupportedModelError: it would not be.
+    """
+    chosen = any(options.get(name) is not None for name in ("indices", "block_indices"))
+    if chosen and (compressed or base in ("eager", "sdpa")):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} chooses by an indexer which keys a token attends to, and an attached model would "
+            "attend to all. Use DynamicCache for this model, after kvcompress.detach(model)."
+        )
 
 
 def check_continues(layer: CompressedLayer, call: AttentionCall) -> None:

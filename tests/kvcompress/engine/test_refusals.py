@@ -17,6 +17,7 @@ from kvcompress import (
     SnapKV,
     StreamingLLM,
     UnsupportedModelError,
+    attach,
     detach,
 )
 from kvcompress.engine.cache_argument import cache_argument
@@ -92,6 +93,18 @@ def test_unsupported_model_is_refused_at_once_and_left_alone(name: str) -> None:
         CompressedCache(model, Full())
     assert "Cache" in str(caught.value).split(message)[-1] or "DynamicCache" in str(caught.value)
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_with_an_indexer_is_not_run_without_it(attention: str) -> None:
+    """It heeds its choice of keys where the attention is called "sdpa" or "eager", and ours is called otherwise."""
+    family, model_class, changes, _ = UNSUPPORTED["keys-of-an-indexer"]
+    model = tiny(family, model_class, changes)
+    model.set_attn_implementation(attention)
+    expected = forward(model, full_cache(model), prompt(LONG))
+    with pytest.raises(UnsupportedModelError, match=r"chooses by an indexer .* after kvcompress.detach\(model\)"):
+        forward(attach(model), full_cache(model), prompt(LONG))
+    assert torch.equal(forward(detach(model), full_cache(model), prompt(LONG)), expected)
 
 
 # Models that work on the keys between `update` and attention, or attend twice: it shows when they run.
