@@ -14,9 +14,11 @@ def models_that_work(run: Run) -> str:
     found = [case for case in run["cases"] if case["outcome"] == "works"]
     texts = [case["model_type"] for case in found if not case["seeing"]]
     seeing = [case["model_type"] for case in found if case["seeing"]]
+    wrong = [case["model_type"] for case in run["cases"] if case["outcome"] == "wrong"]
     worst = max(case["difference"] for case in found)
     return (
-        f"**{len(found)} of {len(run['cases'])} kinds work.** Largest difference of a logit: {worst:.0e}.\n\n"
+        f"**{len(found)} of {len(run['cases'])} kinds work.** Largest difference of a logit: {worst:.0e}. "
+        f"Wrong without an error that says so: {_names(wrong) or 'none'}.\n\n"
         f"Decoders ({len(texts)}): {_names(texts)}.\n\n"
         f"Decoders that also see images, tried with text ({len(seeing)}): {_names(seeing)}.\n{origin(run)}"
     )
@@ -26,7 +28,7 @@ def models_refused(run: Run) -> str:
     """What the error says, and for which models."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for case in run["cases"]:
-        if case["outcome"] in ("refused", "wrong"):
+        if case["outcome"] == "refused":
             reasons[kind_of_reason(case)].append(case["model_type"])
     rows = [[reason, _names(names)] for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))]
     return markdown(["what the error says", "models"], rows, texts=2)

@@ -95,6 +95,7 @@ def test_the_command_writes_what_the_tables_read(tmp_path: Path) -> None:
     assert found["new_tokens"] == NEW_TOKENS
     assert [case["outcome"] for case in found["cases"]] == ["works", "refused", "not built"]
     assert "**1 of 3 kinds work.**" in models_that_work(found)
+    assert "Wrong without an error that says so: none." in models_that_work(found)
     assert "Decoders (1): `llama`." in models_that_work(found)
     assert "| compression supports causal attention only, and a layer attends in both directions | `bert` |" in (
         models_refused(found)
