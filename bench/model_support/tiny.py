@@ -52,7 +52,8 @@ _SIZES: Final[Mapping[str, Any]] = MappingProxyType(
     | _all(1, "mamba_n_groups", "n_groups", "n_group", "topk_group", "encoder_layers", "first_k_dense_replace")
     | _all(1, "n_shared_experts")
     | _all(2, "index_n_heads")
-    | _all(0, "mtp_num_layers", "num_nextn_predict_layers", "num_kv_shared_layers")
+    | _all(0, "mtp_num_layers", "num_nextn_predict_layers")
+    | _all(2, "num_kv_shared_layers")
     | {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 )
 _LAYER_LISTS: Final = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types")
@@ -62,7 +63,6 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "bamba": {"attn_layer_indices": [1, 3]},
         "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
-        "gemma3n_text": {"num_kv_shared_layers": 2},
         "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
         "granitemoehybrid": {"layers_block_type": ["linear_attention", "full_attention"] * 2},
         "jamba": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from kvcompress.engine.cascade import tell_evicted
 from kvcompress.engine.events import DecodeEvent
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.masks import block_mask
+from kvcompress.engine.sharing import Reader, coming_positions, read_slots
 from kvcompress.engine.store import SlotStore
 from kvcompress.engine.update import attend_in_storage_order, new_token_score
 from kvcompress.kernels.window_scores.reference import AttentionSpec
@@ -21,17 +23,21 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 24  # logits of one block of queries, over all heads: 64 MiB in float32
 
 
-def attend_token(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall) -> tuple[torch.Tensor, None]:
+def attend_token(
+    cache: CompressedCache, layer: CompressedLayer, call: AttentionCall
+) -> tuple[tuple[torch.Tensor, None], Reader | None]:
     """One new token per sequence: attends over the slots, in place, and picks the next victim.
 
     Returns:
-        ``(output [batch, 1, query_heads, value_dim], None)``.
+        ``((output [batch, 1, query_heads, value_dim], None), reader)``, the reader for layers that share the keys; None
+        in a model without any.
     """
     layer.make_room()
     store = layer.store
     if store is None:
         raise RuntimeError("only a layer that holds tokens can decode")
     before = _tokens(store, layer) if cache.observers else None
+    reader = partial(read_slots, layer, coming_positions(layer)) if cache.shares_keys else None
     with torch.no_grad():
         if cache.policy.decode_rule.storage_order:
             output, probability = attend_in_storage_order(cache.policy, layer, store, call)
@@ -40,7 +46,7 @@ def attend_token(cache: CompressedCache, layer: CompressedLayer, call: Attention
     if before is not None:
         _tell(cache, layer, call, before, probability)
     batch, query_heads = call.query.shape[:2]
-    return output.view(batch, 1, query_heads, -1), None
+    return (output.view(batch, 1, query_heads, -1), None), reader
 
 
 def _attend_and_update(
@@ -81,10 +87,10 @@ def attend_block(
 
     Args:
         query: ``[batch, query_heads, queries, head_dim]``.
-        keys: ``[batch, kv_heads, tokens, head_dim]``; the last ``queries`` are the new ones.
+        keys: ``[batch, kv_heads, tokens, head_dim]``, the new ones last.
         values: ``[batch, kv_heads, tokens, value_dim]``.
         positions: int64 ``[batch, kv_heads, tokens]``, -1 for no token.
-        within: bool ``[batch, queries, queries]``, what the new tokens see of each other.
+        within: bool ``[batch, queries, new tokens]``, what the queries see of the new tokens.
         query_positions: int64 ``[queries]``.
         spec: scaling, softcap, sinks, sliding window.
 
@@ -93,7 +99,7 @@ def attend_block(
     """
     batch, query_heads, queries, head_dim = query.shape
     heads, tokens = keys.shape[1:3]
-    group, held = query_heads // heads, tokens - queries
+    group, held = query_heads // heads, tokens - within.shape[2]
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     grouped = query.view(batch, heads, group, queries, head_dim)
     keys, values = keys.to(compute), values.to(compute)

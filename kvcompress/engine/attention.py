@@ -90,8 +90,8 @@ def attention_forward(
     """
     tag: tuple[CompressedCache, CompressedLayer] | None = getattr(key, _TAG, None)
     check_selection(base, module, kwargs, compressed=tag is not None)
+    attention_mask = _mask_of_last_queries(base, module, query, key, attention_mask)
     if tag is None:  # another cache, a layer that is not compressed, or an encoder
-        attention_mask = _mask_of_last_queries(base, module, query, key, attention_mask)
         output = _run_base(base, module, query, key, value, attention_mask, **kwargs)
         for listener in listening.listeners:
             listener.on_attention(AttentionCall(base, module, query, key, value, attention_mask, kwargs))

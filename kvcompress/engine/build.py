@@ -15,6 +15,7 @@ from transformers.cache_utils import (
 from kvcompress.engine.attach import text_config
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.linear_states import keeps_no_keys
+from kvcompress.engine.sharing import shares_keys
 from kvcompress.engine.stateful_layer import StatefulCompressedLayer
 from kvcompress.errors import UnsupportedModelError
 
@@ -31,7 +32,8 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
         static: see :class:`CompressedLayer`.
 
     Raises:
-        UnsupportedModelError: an encoder-decoder model, shared keys, or a kind of layer that cannot be compressed.
+        UnsupportedModelError: an encoder-decoder model, shared keys on several devices, or a kind of layer that cannot
+            be compressed.
     """
     config = text_config(model)
     name = type(model).__name__
@@ -39,15 +41,16 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
         raise UnsupportedModelError(
             f"compression supports decoders only; got the encoder-decoder model {name}. Use EncoderDecoderCache."
         )
-    shared = getattr(config, "num_kv_shared_layers", None) or 0
-    if shared or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if shares_keys(config) and len(places) > 1:
         raise UnsupportedModelError(
-            f"{name} shares keys between layers (num_kv_shared_layers={shared}), which compression does not support. "
-            "Use DynamicCache for this model."
+            f"{name} shares keys between layers, and compression supports that on one device only; got a model spread "
+            f"over {', '.join(sorted(map(str, places)))}. Load it with device_map={{'': 0}}, or use DynamicCache."
         )
     layers = list(DynamicCache(config=config).layers)
-    if len(layers) < config.num_hidden_layers:  # older transformers create plain layers only when they are needed
-        layers += [DynamicLayer() for _ in range(config.num_hidden_layers - len(layers))]
+    own = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+    if len(layers) < own:  # older transformers create plain layers only when they are needed
+        layers += [DynamicLayer() for _ in range(own - len(layers))]
     if compress_sliding is None:
         compress_sliding = not any(type(layer) in _FULL for layer in layers)
     crossing = set(getattr(config, "cross_attention_layers", None) or ())  # attend to an image (Mllama), not to tokens

@@ -26,6 +26,7 @@ from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.precision import attention_dtype, own_precision
 from kvcompress.engine.prefill import prefill
 from kvcompress.engine.report import CacheReport, layer_bytes, layer_report
+from kvcompress.engine.sharing import leave_reader, reader_of, shares_keys
 from kvcompress.errors import CacheStateError, UnsupportedModelError
 from kvcompress.kernels.dispatch import operation, resolve_backend
 from kvcompress.policies.base import Policy
@@ -121,6 +122,7 @@ class CompressedCache(Cache):
         self.observers: list[Observer] = []
         self._blank_layers = {i: deepcopy(x) for i, x in enumerate(layers) if not isinstance(x, CompressedLayer)}
         self._config = _Shared(text_config(model))
+        self.shares_keys = shares_keys(text_config(model))
         self._pending: CompressedLayer | None = None
 
     def _new_cascade(self, slack: int) -> Cascade:
@@ -164,10 +166,7 @@ class CompressedCache(Cache):
     def attend(self, layer: CompressedLayer, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Called by the attention function: attends a layer's new tokens and compresses the layer."""
         if not layer.pending:
-            raise CacheStateError(
-                f"layer {layer.layer_idx} was attended twice for one update: this model shares keys between layers, "
-                "which compression does not support. Use DynamicCache for this model."
-            )
+            return self._read(layer, call)
         if not getattr(call.module, "is_causal", True):
             raise UnsupportedModelError(
                 f"compression supports causal attention only, and layer {layer.layer_idx} attends in both "
@@ -183,11 +182,24 @@ class CompressedCache(Cache):
         own = call.in_dtype(attention_dtype(call, layer.store))
         if layer.decodes(call.query.shape[2]):
             with own_precision(call.query.device):
-                output, weights = attend_token(self, layer, own)
+                (output, weights), reader = attend_token(self, layer, own)
         else:
             if self.decode_graph is not None:
                 self.decode_graph.drop()
-            output, weights = prefill(self, layer, own)
+            (output, weights), reader = prefill(self, layer, own)
+        if reader is not None and self.shares_keys:
+            leave_reader(call.key, reader)
+        return output.to(call.query.dtype), weights
+
+    def _read(self, layer: CompressedLayer, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends with the queries of a layer that shares the keys of another."""
+        reader = reader_of(call.key)
+        if reader is None or getattr(call.module, "layer_idx", None) == layer.layer_idx:
+            raise CacheStateError(
+                f"layer {layer.layer_idx} was attended twice for one update: this model attends to the same keys in "
+                "more ways than one, which compression does not support. Use DynamicCache for this model."
+            )
+        output, weights = reader(call.in_dtype(attention_dtype(call, layer.store)))
         return output.to(call.query.dtype), weights
 
     def _check_attended(self) -> None:

@@ -20,6 +20,7 @@ from kvcompress.engine.precision import own_precision
 from kvcompress.engine.score import LayerScores, ScoreInputs
 from kvcompress.engine.scored import ScoredBlock, ScoredLayer
 from kvcompress.engine.selection import mark_scores
+from kvcompress.engine.sharing import Reader
 
 if TYPE_CHECKING:
     from kvcompress.engine.cache import CompressedCache
@@ -62,19 +63,25 @@ class Block:
 
 def prefill(
     cache: CompressedCache, layer: CompressedLayer, call: AttentionCall
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attends a block and compresses the layer."""
+) -> tuple[tuple[torch.Tensor, torch.Tensor | None], Reader]:
+    """Attends a block and compresses the layer.
+
+    Returns:
+        ``((output, weights), reader)``, the reader for layers that share the keys.
+    """
+    reader: Reader
     if layer.store is None:
         output, log_sum_exp = _attend_first(cache, call)
         block = _first_block(layer, call, log_sum_exp)
+        reader = AttentionCall.run_base
     else:
         if layer is cache.compressed_layers[0]:
             check_continues(layer, call)
         with own_precision(call.query.device):
-            output, block = _continue(layer, call)
+            output, block, reader = _continue(layer, call)
     with torch.no_grad(), own_precision(call.query.device):
         _score(cache, layer, call, block)
-    return output
+    return output, reader
 
 
 def _attend_first(
@@ -114,7 +121,7 @@ def _positions(visible: torch.Tensor, heads: int) -> torch.Tensor:
     return places[:, None].expand(-1, heads, -1)
 
 
-def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.Tensor, None], Block]:
+def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.Tensor, None], Block, Reader]:
     """Attends a block after tokens that are held: ``[held tokens | causal new block]``."""
     if layer.store is None:
         raise RuntimeError("only a layer that holds tokens can continue")
@@ -130,7 +137,17 @@ def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.
     keys = torch.cat([keys, call.key.detach()], dim=2)
     values = torch.cat([values, call.value.detach()], dim=2)
     positions = torch.cat([positions, new], dim=2)
-    output = attend_block(call.query, keys, values, positions, within, new_positions, call.spec(layer.sliding_window))
+    window = layer.sliding_window
+
+    def read(
+        other: AttentionCall, keys: torch.Tensor = keys, values: torch.Tensor = values, held: torch.Tensor = positions
+    ) -> tuple[torch.Tensor, None]:
+        queries = slice(-other.query.shape[2], None)  # all, or the last
+        with own_precision(other.query.device):
+            spec = other.spec(window)
+            return attend_block(other.query, keys, values, held, within[:, queries], new_positions[queries], spec), None
+
+    output = read(call)
     attended = None
     if layer.sliding_window is not None:
         attended = positions
@@ -143,7 +160,7 @@ def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.
     block = Block(
         call.query.detach(), keys, values, positions.gather(-1, order), valid, layer.row_start, attended=attended
     )
-    return (output, None), block
+    return output, block, read
 
 
 def _score(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall, block: Block) -> None:

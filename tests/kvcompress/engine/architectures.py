@@ -151,6 +151,40 @@ ARCHITECTURES: dict[str, Architecture] = {
         sliding=True,
         model="Gemma4ForCausalLM",
     ),
+    # The last two layers attend to the keys of the first two.
+    "gemma4-sharing": Architecture(
+        "Gemma4Text",
+        _GEMMA
+        | _HYBRID_WINDOW
+        | {
+            "global_head_dim": 16,
+            "num_kv_shared_layers": 2,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+        },
+        hybrid=True,
+        sliding=True,
+        model="Gemma4ForCausalLM",
+    ),
+    "gemma3n": Architecture(
+        "Gemma3nText",
+        {
+            "head_dim": 8,
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "sliding_window": SLIDING_WINDOW,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "hidden_size_per_layer_input": 8,
+            "intermediate_size": [48] * 6,
+            "activation_sparsity_pattern": None,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+        },
+        hybrid=True,
+        sliding=True,
+        model="Gemma3nForCausalLM",
+    ),
     # Attention and linear attention in every layer.
     "falcon-h1": Architecture("FalconH1", _MAMBA | {"mamba_d_ssm": 64, "head_dim": 8}, linear=True),
     # Layers with nothing but a feed-forward network.

@@ -37,7 +37,7 @@ def wide_tiles() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["llama", "gemma3", "mistral-sliding", "falcon-h1"])
+@pytest.fixture(params=["llama", "gemma3", "mistral-sliding", "falcon-h1", "gemma4-sharing"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return shared_model(request.param)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, Gemma4ForCausalLM, PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from kvcompress import Cake, CompressedCache, Full, attach, detach
-from tests.kvcompress.engine.architectures import ARCHITECTURES, build, randomised, tiny_config
+from tests.kvcompress.engine.architectures import build
 from tests.kvcompress.engine.helpers import (
     LONG,
     MEDIUM,
@@ -105,9 +105,7 @@ def test_another_cache_on_an_attached_model_works_unchanged(own_model: PreTraine
 @pytest.mark.parametrize("kept", [1, 5, 0])
 def test_layers_that_share_keys_compute_the_same_for_the_last_tokens(kept: int) -> None:
     """They leave the other queries out, by rules that go by the names of transformers' implementations."""
-    architecture = ARCHITECTURES["gemma4"]
-    config = tiny_config(architecture.family, **architecture.changes | {"num_kv_shared_layers": 2})
-    model = randomised(Gemma4ForCausalLM._from_config(config, attn_implementation="sdpa"))
+    model = build("gemma4-sharing")
     with torch.no_grad():
         expected = model(prompt(LONG), logits_to_keep=kept).logits
         found = attach(model)(prompt(LONG), logits_to_keep=kept).logits

@@ -70,6 +70,7 @@ def decode_compiled(
         ("mistral-sliding", "cake"),
         ("gpt-oss", "cake"),
         ("gemma4", "cake"),
+        ("gemma4-sharing", "cake"),
     ],
 )
 def test_compiled_decoding_equals_eager(name: str, policy: str) -> None:

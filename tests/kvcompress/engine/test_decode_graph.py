@@ -29,7 +29,18 @@ from tests.kvcompress.engine.helpers import LONG, MEDIUM, SHORT, forward, greedy
     ("name", "policy"),
     [
         *(("llama", policy) for policy in POLICIES),
-        *((name, "cake") for name in ("mistral-sliding", "gpt-oss", "gemma4", "falcon-h1", "nemotron-h", "qwen3-next")),
+        *(
+            (name, "cake")
+            for name in (
+                "mistral-sliding",
+                "gpt-oss",
+                "gemma4",
+                "gemma4-sharing",
+                "falcon-h1",
+                "nemotron-h",
+                "qwen3-next",
+            )
+        ),
     ],
 )
 def test_replays_equal_steps_without_a_graph(name: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,13 +46,6 @@ _MLA = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
     "num_key_value_heads": 4, "head_dim": 8,
 }  # fmt: skip
-_SHARED_KEYS = {
-    "head_dim": 8, "num_kv_shared_layers": 2, "sliding_window": 24, "vocab_size_per_layer_input": 97,
-    "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 8,
-}  # fmt: skip
-_GEMMA3N = _SHARED_KEYS | {
-    "intermediate_size": [48] * 4, "activation_sparsity_pattern": None, "laurel_rank": 4, "altup_num_inputs": 2
-}  # fmt: skip
 _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
 _DEEPSEEK = _MLA | {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
@@ -62,7 +55,6 @@ _DEEPSEEK = _MLA | {
 # name: (family, model class, config changes, part of the message)
 UNSUPPORTED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "encoder-decoder": ("T5", "T5ForConditionalGeneration", _T5, "encoder-decoder"),
-    "shared-keys": ("Gemma3nText", "Gemma3nForCausalLM", _GEMMA3N, "num_kv_shared_layers=2"),
     "linear-only": (
         "Mamba2",
         "Mamba2ForCausalLM",
