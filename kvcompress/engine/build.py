@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
+import transformers
+from transformers import PreTrainedModel, cache_utils
 from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
@@ -41,12 +42,8 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
         raise UnsupportedModelError(
             f"compression supports decoders only; got the encoder-decoder model {name}. Use EncoderDecoderCache."
         )
-    places = set((getattr(model, "hf_device_map", None) or {}).values())
-    if shares_keys(config) and len(places) > 1:
-        raise UnsupportedModelError(
-            f"{name} shares keys between layers, and compression supports that on one device only; got a model spread "
-            f"over {', '.join(sorted(map(str, places)))}. Load it with device_map={{'': 0}}, or use DynamicCache."
-        )
+    if shares_keys(config):
+        _check_sharing(model)
     layers = list(DynamicCache(config=config).layers)
     own = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
     if len(layers) < own:  # older transformers create plain layers only when they are needed
@@ -64,6 +61,26 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
             "compress_sliding=True to compress sliding-window layers, or use DynamicCache."
         )
     return built
+
+
+def _check_sharing(model: PreTrainedModel) -> None:
+    """Checks that layers are handed the very keys that another layer was given: a copy would not lead to the cache.
+
+    Older transformers copies them to the layer's device, which under ``torch.compile`` gives another tensor on the same
+    one, too.
+    """
+    name = type(model).__name__
+    if not hasattr(cache_utils, "KVSharingDict"):
+        raise UnsupportedModelError(
+            f"{name} shares keys between layers, which compression supports from transformers 5.23 on; got "
+            f"{transformers.__version__}. Install a newer one, or use DynamicCache for this model."
+        )
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if len(places) > 1:
+        raise UnsupportedModelError(
+            f"{name} shares keys between layers, and compression supports that on one device only; got a model spread "
+            f"over {', '.join(sorted(map(str, places)))}. Load it with device_map={{'': 0}}, or use DynamicCache."
+        )
 
 
 def _build(index: int, layer: Any, model: str, compress_sliding: bool, static: bool) -> Any:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, cache_utils
 
 VOCABULARY = 97
 SLIDING_WINDOW = 24  # shorter than the tests' long prompts
@@ -32,6 +33,11 @@ _HYBRID = ["sliding_attention", "full_attention"] * (_LAYERS // 2)
 
 
 _ABSENT: Any = object()
+
+needs_sharing = pytest.mark.skipif(
+    not hasattr(cache_utils, "KVSharingDict"),
+    reason="this version of transformers copies the keys that layers share, and the engine says so",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +192,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         model="Gemma3nForCausalLM",
     ),
     # Attention and linear attention in every layer.
-    "falcon-h1": Architecture("FalconH1", _MAMBA | {"mamba_d_ssm": 64, "head_dim": 8}, linear=True),
+    "falcon-h1": Architecture(
+        "FalconH1", _MAMBA | {"mamba_d_ssm": 64, "head_dim": 8, "mamba_chunk_size": 16}, linear=True
+    ),
     # Layers with nothing but a feed-forward network.
     "nemotron-h": Architecture(
         "NemotronH",
@@ -198,6 +206,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "mamba_head_dim": 8,
             "n_groups": 1,
             "ssm_state_size": 8,
+            "chunk_size": 16,
         },
         linear=True,
     ),
@@ -285,6 +294,11 @@ _COMPOSITE: dict[str, Callable[[], tuple[Any, Any]]] = {
     "mllama-vision-language": _mllama,
     "qwen2.5-vl": _qwen25_vl,
 }
+
+
+def architecture_marks(name: str) -> list[Any]:
+    """What keeps the tests of an architecture's compression from running here."""
+    return [needs_sharing] if ARCHITECTURES[name].changes.get("num_kv_shared_layers") else []
 
 
 @cache

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress.kernels.dispatch import interpreting
-from tests.kvcompress.engine.architectures import build, shared_model
+from tests.kvcompress.engine.architectures import build, needs_sharing, shared_model
 from tests.kvcompress.engine.graphs import CAKE, MakeCapturing, graph_cache
 
 
@@ -37,7 +37,9 @@ def wide_tiles() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["llama", "gemma3", "mistral-sliding", "falcon-h1", "gemma4-sharing"])
+@pytest.fixture(
+    params=["llama", "gemma3", "mistral-sliding", "falcon-h1", pytest.param("gemma4-sharing", marks=needs_sharing)]
+)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return shared_model(request.param)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvcompress import Cake, CompressedCache, Full, Policy, SnapKV
-from tests.kvcompress.engine.architectures import ARCHITECTURES, SLIDING_WINDOW, shared_model
+from tests.kvcompress.engine.architectures import ARCHITECTURES, SLIDING_WINDOW, architecture_marks, shared_model
 from tests.kvcompress.engine.helpers import (
     LONG,
     MEDIUM,
@@ -31,7 +31,9 @@ SMALL_CACHE_SIZE = 16  # below SLIDING_WINDOW, so that sliding-window layers evi
 NAMES = list(ARCHITECTURES)
 ROWS = {"long": (LONG, 0), "below-cache": (MEDIUM, 2), "below-window": (SHORT, 3)}
 
-every_architecture = pytest.mark.parametrize("name", NAMES)
+every_architecture = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=architecture_marks(name)) for name in NAMES]
+)
 
 
 @cache
@@ -105,7 +107,7 @@ def case(name: str, policy: str) -> Case:
 
 
 CASES = [
-    pytest.param(name, policy, id=f"{name}-{policy}")
+    pytest.param(name, policy, id=f"{name}-{policy}", marks=architecture_marks(name))
     for name, architecture in ARCHITECTURES.items()
     for policy in POLICIES
     if architecture.hybrid or not policy.endswith("sliding-too")

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from kvcompress import Cake, CompressedCache, Policy, SnapKV, StreamingLLM, make_policy
 from kvcompress.engine.cache_argument import cache_argument
 from kvcompress.kernels.dispatch import interpreting
-from tests.kvcompress.engine.architectures import shared_model
+from tests.kvcompress.engine.architectures import needs_sharing, shared_model
 from tests.kvcompress.engine.helpers import LONG, MEDIUM, NO_EVICTION, SHORT, difference, forward, left_padded, prompt
 
 STEPS = 12 if interpreting() else 50
@@ -70,7 +70,7 @@ def decode_compiled(
         ("mistral-sliding", "cake"),
         ("gpt-oss", "cake"),
         ("gemma4", "cake"),
-        ("gemma4-sharing", "cake"),
+        pytest.param("gemma4-sharing", "cake", marks=needs_sharing),
     ],
 )
 def test_compiled_decoding_equals_eager(name: str, policy: str) -> None:

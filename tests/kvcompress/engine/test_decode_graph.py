@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kvcompress import CompressedCache
 from kvcompress.engine.cache_argument import cache_argument
-from tests.kvcompress.engine.architectures import build
+from tests.kvcompress.engine.architectures import build, needs_sharing
 from tests.kvcompress.engine.graphs import (
     POLICIES,
     STEPS,
@@ -29,13 +29,13 @@ from tests.kvcompress.engine.helpers import LONG, MEDIUM, SHORT, forward, greedy
     ("name", "policy"),
     [
         *(("llama", policy) for policy in POLICIES),
+        pytest.param("gemma4-sharing", "cake", marks=needs_sharing),
         *(
             (name, "cake")
             for name in (
                 "mistral-sliding",
                 "gpt-oss",
                 "gemma4",
-                "gemma4-sharing",
                 "falcon-h1",
                 "nemotron-h",
                 "qwen3-next",

@@ -99,6 +99,14 @@ def test_a_model_with_an_indexer_is_not_run_without_it(attention: str) -> None:
     assert torch.equal(forward(detach(model), full_cache(model), prompt(LONG)), expected)
 
 
+@pytest.mark.skipif(
+    hasattr(transformers.cache_utils, "KVSharingDict"), reason="this transformers hands keys on as they are"
+)
+def test_shared_keys_that_are_copied_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"from transformers 5\.23 on; got .* Install a newer one"):
+        CompressedCache(build("gemma4-sharing"), Cake(**SMALL))
+
+
 # Models that work on the keys between `update` and attention, or attend twice: it shows when they run.
 UNSUPPORTED_WHEN_RUN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "latent-attention": ("DeepseekV3", "DeepseekV3ForCausalLM", _DEEPSEEK),

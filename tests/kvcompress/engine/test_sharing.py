@@ -15,9 +15,11 @@ from kvcompress.engine import cache as cache_module
 from kvcompress.engine.attention import AttentionCall
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.sharing import coming_positions, read_slots
-from tests.kvcompress.engine.architectures import build, shared_model
+from tests.kvcompress.engine.architectures import build, needs_sharing, shared_model
 from tests.kvcompress.engine.helpers import LONG, MEDIUM, NO_EVICTION, SHORT, difference, forward, left_padded, prompt
 from tests.kvcompress.engine.policies import SMALL
+
+pytestmark = needs_sharing
 
 NAMES = ["gemma4-sharing", "gemma3n"]
 
