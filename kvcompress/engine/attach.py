@@ -68,6 +68,11 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
+def devices_of(model: PreTrainedModel) -> list[str]:
+    """The devices that a model was spread over when it was loaded, by name; none where it was not."""
+    return sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+
+
 def _register(base: str) -> str:
     # transformers loads a flash kernel for any name with "flash" in it, and a hub kernel for one with "/".
     name = PREFIX + base.replace("flash_attention", "fa").replace("flash", "fa").replace("/", "_")

@@ -36,7 +36,7 @@ def attend_token(
     store = layer.store
     if store is None:
         raise RuntimeError("only a layer that holds tokens can decode")
-    before = _tokens(store, layer) if cache.observers else None
+    before = store.dense(coming_positions(layer), -1) if cache.observers else None
     reader = partial(read_slots, layer, coming_positions(layer)) if cache.shares_keys else None
     with torch.no_grad():
         if cache.policy.decode_rule.storage_order:
@@ -148,13 +148,6 @@ def _probabilities(logits: torch.Tensor, visible: torch.Tensor, spec: AttentionS
     heads, group = logits.shape[1:3]
     sinks = spec.sinks.to(logits.dtype).view(1, heads, group, 1, 1).expand(*logits.shape[:-1], 1)
     return torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1)[..., :-1]
-
-
-def _tokens(store: SlotStore, layer: CompressedLayer) -> torch.Tensor:
-    """Positions of all slots as the coming step will see them: the new token in its slot."""
-    positions = store.slots.positions.clone()
-    positions[store.next_slot] = int(layer.seen) - 1
-    return store.dense(positions, -1)
 
 
 def _tell(

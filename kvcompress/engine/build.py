@@ -13,7 +13,8 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
 )
 
-from kvcompress.engine.attach import text_config
+from kvcompress.engine.attach import devices_of, text_config
+from kvcompress.engine.head_shapes import head_shapes
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.linear_states import keeps_no_keys
 from kvcompress.engine.sharing import shares_keys
@@ -45,9 +46,8 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     if shares_keys(config):
         _check_sharing(model)
     layers = list(DynamicCache(config=config).layers)
-    own = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
-    if len(layers) < own:  # older transformers create plain layers only when they are needed
-        layers += [DynamicLayer() for _ in range(own - len(layers))]
+    if len(layers) < config.num_hidden_layers:  # older transformers create plain layers only when they are needed
+        layers += [DynamicLayer() for _ in range(config.num_hidden_layers - len(layers))]
     if compress_sliding is None:
         compress_sliding = not any(type(layer) in _FULL for layer in layers)
     crossing = set(getattr(config, "cross_attention_layers", None) or ())  # attend to an image (Mllama), not to tokens
@@ -63,6 +63,13 @@ def build_layers(model: PreTrainedModel, *, compress_sliding: bool | None, stati
     return built
 
 
+def largest_head_dim(model: PreTrainedModel, layers: list[Any]) -> int:
+    """The largest size of a head, of keys or values, in any of a cache's layers that is compressed."""
+    shapes = head_shapes(text_config(model))
+    compressed = [shapes[layer.layer_idx] for layer in layers if isinstance(layer, CompressedLayer)]
+    return max(max(shape.head_dim, shape.value_dim) for shape in compressed)
+
+
 def _check_sharing(model: PreTrainedModel) -> None:
     """Checks that layers are handed the very keys that another layer was given: a copy would not lead to the cache.
 
@@ -75,11 +82,11 @@ def _check_sharing(model: PreTrainedModel) -> None:
             f"{name} shares keys between layers, which compression supports from transformers 5.23 on; got "
             f"{transformers.__version__}. Install a newer one, or use DynamicCache for this model."
         )
-    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    places = devices_of(model)
     if len(places) > 1:
         raise UnsupportedModelError(
             f"{name} shares keys between layers, and compression supports that on one device only; got a model spread "
-            f"over {', '.join(sorted(map(str, places)))}. Load it with device_map={{'': 0}}, or use DynamicCache."
+            f"over {', '.join(places)}. Load it with device_map={{'': 0}}, or use DynamicCache."
         )
 
 

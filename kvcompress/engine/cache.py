@@ -14,13 +14,12 @@ from kvcompress.engine.arguments import check_arguments
 from kvcompress.engine.attach import attach, is_attached, text_config
 from kvcompress.engine.attend import attend_token
 from kvcompress.engine.attention import AttentionCall, tag_key
-from kvcompress.engine.build import build_layers
+from kvcompress.engine.build import build_layers, largest_head_dim
 from kvcompress.engine.capture import mechanism_for
 from kvcompress.engine.decode_graph import DecodeGraph, tell_once
 from kvcompress.engine.events import Observer, ascending
 from kvcompress.engine.graph_forward import install
 from kvcompress.engine.guards import stay_out_of_graphs
-from kvcompress.engine.head_shapes import head_shapes
 from kvcompress.engine.layer import CompressedLayer
 from kvcompress.engine.layer_statistics import LayerStatistics
 from kvcompress.engine.precision import attention_dtype, own_precision
@@ -40,13 +39,6 @@ class _Shared:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         return self
-
-
-def _largest_head(model: PreTrainedModel, layers: list[Any]) -> int:
-    """The largest size of a head, of keys or values, in any layer that is compressed."""
-    shapes = head_shapes(text_config(model))
-    sizes = [shapes[layer.layer_idx] for layer in layers if isinstance(layer, CompressedLayer)]
-    return max(max(shape.head_dim, shape.value_dim) for shape in sizes)
 
 
 class CompressedCache(Cache):
@@ -99,7 +91,7 @@ class CompressedCache(Cache):
             backend,
             model.device,
             dtype=model.dtype,
-            head_dim=_largest_head(model, layers),
+            head_dim=largest_head_dim(model, layers),
             window=policy.window_size,
         )
         if one_launch and self.backend == "torch":
@@ -122,7 +114,7 @@ class CompressedCache(Cache):
         self.observers: list[Observer] = []
         self._blank_layers = {i: deepcopy(x) for i, x in enumerate(layers) if not isinstance(x, CompressedLayer)}
         self._config = _Shared(text_config(model))
-        self.shares_keys = shares_keys(text_config(model))
+        self.shares_keys = shares_keys(self._config.target)
         self._pending: CompressedLayer | None = None
 
     def _new_cascade(self, slack: int) -> Cascade:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from kvcompress.engine.attach import devices_of
 from kvcompress.engine.decode_call import rebuilt
 
 Step = Callable[[], Any]
@@ -126,10 +127,10 @@ def mechanism_for(model: PreTrainedModel) -> CaptureMechanism:
     Raises:
         ValueError: the model is not on one GPU.
     """
-    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    places = devices_of(model)
     if len(places) > 1:
         raise ValueError(
-            f"cuda_graph=True needs the whole model on one GPU; got one spread over {', '.join(sorted(places))}. Load "
+            f"cuda_graph=True needs the whole model on one GPU; got one spread over {', '.join(places)}. Load "
             "it with device_map={'': 0}, or leave cuda_graph=False."
         )
     if model.device.type != "cuda":

@@ -35,9 +35,7 @@ def checked_mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "cache for a new prompt; for a continued one pass the mask of the whole conversation."
         )
     if ours and queries == 1 and kwargs.get("kv_offset") == 0:
-        return (
-            None  # a decode step, see `CompressedLayer.get_mask_sizes`: what is made of the mask knows only the token
-        )
+        return None  # a decode step (`CompressedLayer.get_mask_sizes`): a mask could only be made of its one token
     return base(*args, **kwargs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -137,17 +138,8 @@ def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.
     keys = torch.cat([keys, call.key.detach()], dim=2)
     values = torch.cat([values, call.value.detach()], dim=2)
     positions = torch.cat([positions, new], dim=2)
-    window = layer.sliding_window
-
-    def read(
-        other: AttentionCall, keys: torch.Tensor = keys, values: torch.Tensor = values, held: torch.Tensor = positions
-    ) -> tuple[torch.Tensor, None]:
-        queries = slice(-other.query.shape[2], None)  # all, or the last
-        with own_precision(other.query.device):
-            spec = other.spec(window)
-            return attend_block(other.query, keys, values, held, within[:, queries], new_positions[queries], spec), None
-
-    output = read(call)
+    reader = partial(_attend_held, keys, values, positions, within, new_positions, layer.sliding_window)
+    output = reader(call)
     attended = None
     if layer.sliding_window is not None:
         attended = positions
@@ -160,7 +152,24 @@ def _continue(layer: CompressedLayer, call: AttentionCall) -> tuple[tuple[torch.
     block = Block(
         call.query.detach(), keys, values, positions.gather(-1, order), valid, layer.row_start, attended=attended
     )
-    return output, block, read
+    return output, block, reader
+
+
+def _attend_held(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    positions: torch.Tensor,
+    within: torch.Tensor,
+    new_positions: torch.Tensor,
+    sliding_window: int | None,
+    call: AttentionCall,
+) -> tuple[torch.Tensor, None]:
+    """Attends to held tokens and a new block with the queries of all new tokens, or of the last."""
+    queries = slice(-call.query.shape[2], None)
+    with own_precision(call.query.device):
+        spec = call.spec(sliding_window)
+        output = attend_block(call.query, keys, values, positions, within[:, queries], new_positions[queries], spec)
+    return output, None
 
 
 def _score(cache: CompressedCache, layer: CompressedLayer, call: AttentionCall, block: Block) -> None:

@@ -73,6 +73,19 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_s
 _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _HYBRID_WINDOW = {"layer_types": _HYBRID, "sliding_window": SLIDING_WINDOW}
 
+
+def _gemma4(shared: int) -> Architecture:
+    changes = {
+        "global_head_dim": 16,
+        "num_kv_shared_layers": shared,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    }
+    return Architecture(
+        "Gemma4Text", _GEMMA | _HYBRID_WINDOW | changes, hybrid=True, sliding=True, model="Gemma4ForCausalLM"
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("Llama"),
     "llama-eager": Architecture("Llama", {"attention_bias": True}, attention="eager"),
@@ -143,35 +156,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         linear=True,
     ),
     # Heads of another size in every full layer.
-    "gemma4": Architecture(
-        "Gemma4Text",
-        _GEMMA
-        | _HYBRID_WINDOW
-        | {
-            "global_head_dim": 16,
-            "num_kv_shared_layers": 0,
-            "vocab_size_per_layer_input": VOCABULARY,
-            "hidden_size_per_layer_input": 8,
-        },
-        hybrid=True,
-        sliding=True,
-        model="Gemma4ForCausalLM",
-    ),
+    "gemma4": _gemma4(shared=0),
     # The last two layers attend to the keys of the first two.
-    "gemma4-sharing": Architecture(
-        "Gemma4Text",
-        _GEMMA
-        | _HYBRID_WINDOW
-        | {
-            "global_head_dim": 16,
-            "num_kv_shared_layers": 2,
-            "vocab_size_per_layer_input": VOCABULARY,
-            "hidden_size_per_layer_input": 8,
-        },
-        hybrid=True,
-        sliding=True,
-        model="Gemma4ForCausalLM",
-    ),
+    "gemma4-sharing": _gemma4(shared=2),
     "gemma3n": Architecture(
         "Gemma3nText",
         {
