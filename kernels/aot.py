@@ -2,7 +2,8 @@
 
 It fails where a kernel does not compile, spills registers, takes more shared memory than a target has, or needs more
 registers or shared memory than the budget beside this file (``aot_budget.json``) says, and where a kernel has no
-configuration at all. Triton's cache makes a second run quick.
+configuration at all. Triton's cache makes a second run quick, and so does ``--recorded`` on a machine without one: it
+compiles what has changed since the last ``--update-budget``, and a sample of the rest.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from kvcompress.kernels.aot_budget import (
     updated,
     write_budget,
 )
-from kvcompress.kernels.aot_compile import Job, Outcome, compile_all
+from kvcompress.kernels.aot_compile import Job, Outcome
 from kvcompress.kernels.aot_coverage import ambiguous, configurations_of, jobs_of, operations, uncovered
+from kvcompress.kernels.aot_record import (
+    RECORD,
+    compile_the_rest,
+    contradictions,
+    keys_of,
+    read_record,
+    recorded,
+    write_record,
+)
 from kvcompress.kernels.aot_report import folded, json_report, markdown_table, text_table
 from kvcompress.kernels.dispatch import interpreting
 from kvcompress.kernels.tiles import ARCHITECTURES
@@ -114,10 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.operation or list(operations())
     start = time.perf_counter()
     jobs, problems = collect(chosen, targets)
-    outcomes = compile_all(jobs, options.jobs, _progress)
+    record = read_record() if options.recorded else {}
+    keys = keys_of(jobs) if options.recorded or options.update_budget else [""] * len(jobs)
+    outcomes = compile_the_rest(jobs, keys, record, options.jobs, _progress)
     problems += over_limits(outcomes)
+    problems += contradictions(outcomes, keys, record)
     whole = not (options.target or options.operation)
     problems += held_to_budget(outcomes, triton.__version__, update=options.update_budget, whole=whole)
+    if options.update_budget:
+        write_record({**({} if whole else read_record()), **recorded(outcomes, keys)})
+        _say(f"aot: wrote {RECORD.name}")
     _say(text_table(outcomes))
     if options.table:
         options.table.write_text(markdown_table(outcomes, triton.__version__, len(problems)), encoding="utf-8")
@@ -125,10 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.write_text(json_report(outcomes, triton.__version__, problems), encoding="utf-8")
     for problem in folded(problems):
         sys.stderr.write(f"aot: {problem}\n")
-    compiles = len({job.identity for job in jobs})
+    compiles = len({outcome.job.identity for outcome in outcomes if not outcome.recorded})
+    taken = sum(outcome.recorded for outcome in outcomes)
     _say(
-        f"aot: Triton {triton.__version__}, {len(jobs)} variants in {compiles} compiles, {len(problems)} problems, "
-        f"{time.perf_counter() - start:.0f} s with {options.jobs} processes"
+        f"aot: Triton {triton.__version__}, {len(jobs)} variants in {compiles} compiles, {taken} as recorded, "
+        f"{len(problems)} problems, {time.perf_counter() - start:.0f} s with {options.jobs} processes"
     )
     return 1 if problems else 0
 
@@ -138,7 +155,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", action="append", choices=ARCHITECTURES, help="only this GPU; may be repeated")
     parser.add_argument("--operation", action="append", choices=operations(), help="only this one; may be repeated")
     parser.add_argument("--jobs", type=_positive, default=usable_cores(), help="processes (default: usable cores)")
-    parser.add_argument("--update-budget", action="store_true", help=f"write {BUDGET.name} from what is found")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--recorded", action="store_true", help=f"take from {RECORD.name} what nothing has changed since it was written"
+    )
+    which.add_argument(
+        "--update-budget", action="store_true", help=f"write {BUDGET.name} and {RECORD.name} from what is found"
+    )
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write a table in Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     return parser

@@ -87,12 +87,21 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result of a job: resources, or the error that kept it from compiling."""
+    """Result of a job: resources, or the error that kept it from compiling.
+
+    Attributes:
+        job: what was compiled.
+        resources: what it needs; None where it does not compile.
+        error: why not.
+        seconds: that the compile took.
+        recorded: whether the resources are those of an earlier, equal compile.
+    """
 
     job: Job
     resources: Resources | None
     error: str = ""
     seconds: float = 0.0
+    recorded: bool = False
 
 
 def attributes_of(job: Job) -> dict[tuple[int], list[list[object]]]:
@@ -126,6 +135,29 @@ def compiled(job: Job) -> Any:
         Exception: whatever Triton raises.
     """
     import triton
+
+    source, target, options = _source_of(job)
+    return triton.compile(source, target=target, options=options)
+
+
+def cache_key(job: Job) -> str:
+    """The key under which Triton keeps a job's machine code: all that decides it.
+
+    Raises:
+        ValueError: signature and constants do not cover the kernel's arguments, each once.
+    """
+    from triton._C.libtriton import get_cache_invalidating_env_vars
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.cache import get_cache_key
+
+    source, target, options = _source_of(job)
+    backend = make_backend(target)
+    key: str = get_cache_key(source, backend, backend.parse_options(options), get_cache_invalidating_env_vars())
+    return key
+
+
+def _source_of(job: Job) -> tuple[Any, Any, dict[str, Any]]:
+    """What Triton's compiler takes: source, target and options."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -138,7 +170,7 @@ def compiled(job: Job) -> Any:
     signature = {name: wanted.signature.get(name, "constexpr") for name in names}
     source = ASTSource(wanted.kernel, signature, constexprs=wanted.constants, attrs=attributes_of(job))
     options = {"num_warps": wanted.warps, "num_stages": wanted.stages, **COMPILE_OPTIONS}
-    return triton.compile(source, target=GPUTarget(*_GPU_TARGETS[job.target]), options=options)
+    return source, GPUTarget(*_GPU_TARGETS[job.target]), options
 
 
 def resources_of(kernel: Any) -> Resources:

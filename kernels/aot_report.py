@@ -91,6 +91,7 @@ def json_report(outcomes: Sequence[Outcome], version: str, problems: Sequence[st
             "aligned": outcome.job.aligned,
             "resources": None if outcome.resources is None else asdict(outcome.resources),
             "error": outcome.error,
+            "recorded": outcome.recorded,
             "seconds": round(outcome.seconds, 3),
         }
         for outcome in outcomes
@@ -112,4 +113,4 @@ def _spills(outcome: Outcome) -> bool:
 
 
 def _compiles(outcomes: Sequence[Outcome]) -> int:
-    return len({outcome.job.identity for outcome in outcomes})
+    return len({outcome.job.identity for outcome in outcomes if not outcome.recorded})

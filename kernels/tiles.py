@@ -97,7 +97,8 @@ def _measured() -> dict[str, dict[str, Any]]:
 def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, window: int) -> Tile:
     """All queries of a window are in the tile; at most 128 rows of 16-bit, 32 of float32 (no tensor cores).
 
-    Heads over 256 take at most 64 rows and 32 keys of 16 bits, half of each on gfx942.
+    Heads over 256 take at most 64 rows and 32 keys of 16 bits, half of each on gfx942, where each of four warps has the
+    registers of two.
 
     Where some version of Triton (3.6 to 3.9) spills with 64 keys and four warps, there are fewer keys (many rows on
     sm80, which take all 255 registers), more warps (many rows elsewhere, wide heads), or fewer rows (wide heads on
@@ -109,7 +110,8 @@ def _window_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     if head_dim > 256:
         amd = architecture == "gfx942"
         heads = max(1, min(power_of_two(group), (32 if itemsize == 4 or amd else 64) // window))
-        return Tile(block_n=16 if itemsize == 2 and amd else 32, heads=heads, warps=8, stages=2)
+        few = itemsize == 2 and amd
+        return Tile(block_n=16 if few else 32, heads=heads, warps=4 if few else 8, stages=2)
     most = 32 if itemsize == 4 or (wide and architecture == "gfx942") else 64 if wide and blackwell else 128
     heads = max(1, min(power_of_two(group), most // window))
     many = heads * window > 64

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from kvcompress.analysis.summary.reader import read_sample
 from kvcompress.bench.workloads.algorithm_distillation.location import MODEL_DIR, load_agent
+from kvcompress.commands import ad_demo
 from kvcompress.commands.ad import ad
 from kvcompress.commands.failures import OneLineErrors
 
@@ -176,8 +177,8 @@ def test_adapters_that_cannot_be_imported_are_named(tmp_path: Path, name: str) -
     assert f"{name!r}" in refused(run("analyze", "--adapter", name, "--output-dir", tmp_path / "x"))
 
 
-@pytest.mark.slow
-def test_demo_tells_the_whole_story() -> None:
+def test_demo_tells_the_whole_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ad_demo, "_EPISODES", 6)
     result = run("demo")
     assert result.exit_code == 0, result.output
     for part in ("return per episode", "cells reached with a reward", "topk 30 %", "pooling 30 %", "h2o 30 %"):

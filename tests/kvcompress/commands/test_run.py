@@ -97,6 +97,7 @@ def captured(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("a whole run")
 class TestEverything:
     def test_all_files_have_the_names_of_the_earlier_tools(self, whole: tuple[Path, Result]) -> None:
         folder, _ = whole

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcompress.kernels.dispatch import interpreting
-from tests.kvcompress.engine.architectures import build, needs_sharing, shared_model
+from tests.kvcompress.engine.architectures import architecture_marks, build, shared_model
 from tests.kvcompress.engine.graphs import CAKE, MakeCapturing, graph_cache
+from tests.kvcompress.engine.policies import MODELS
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,9 +38,7 @@ def wide_tiles() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(
-    params=["llama", "gemma3", "mistral-sliding", "falcon-h1", pytest.param("gemma4-sharing", marks=needs_sharing)]
-)
+@pytest.fixture(params=[pytest.param(name, marks=architecture_marks(name)) for name in MODELS])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return shared_model(request.param)
 

@@ -1,13 +1,13 @@
 """Policies that the tests of the engine run through, and caches of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
 
 from kvcompress import Cake, CompressedCache, Full, Policy, SnapKV, StreamingLLM, make_policy
-from tests.kvcompress.engine.architectures import shared_model
+from tests.kvcompress.engine.architectures import architecture_marks
 
 WINDOW = 8
 SMALL: dict[str, Any] = {"cache_size": 40, "window_size": WINDOW}
@@ -42,16 +42,40 @@ PLAIN_POLICIES = {
     "full": Full(),
 }
 
+# Kinds of layers that a policy meets: plain ones, then sliding windows beside them, nothing but sliding windows, linear
+# attention in the same layer, and keys that layers share.
+MODELS = ["llama", "gemma3", "mistral-sliding", "falcon-h1", "gemma4-sharing"]
+
+# Of each road through the engine one: they run on every kind of layers. The others run on the plain ones and on one
+# kind more, each on another.
+ON_EVERY_MODEL = ["full", "cake-large", "cake", "cake-ema", "streaming-llm"]
+
+
+def pairs_of(policies: Iterable[str]) -> list[tuple[str, str]]:
+    """Models and policies to run together."""
+    plain, *others = MODELS
+    further = {policy: others[place % len(others)] for place, policy in enumerate(ALL_POLICIES)}
+    return [
+        (model, policy)
+        for policy in policies
+        for model in MODELS
+        if policy in ON_EVERY_MODEL or model in (plain, further[policy])
+    ]
+
+
+def every_pair(policies: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrises a test that takes `model` and `policy`."""
+    return pytest.mark.parametrize(
+        ("model", "policy"),
+        [pytest.param(model, policy, marks=architecture_marks(model)) for model, policy in pairs_of(list(policies))],
+        indirect=["model"],
+    )
+
+
 without_eviction = pytest.mark.parametrize("policy", NO_EVICTION_POLICIES)
 with_eviction = pytest.mark.parametrize("policy", EVICTING_POLICIES)
 any_policy = pytest.mark.parametrize("policy", ALL_POLICIES)
 
 
-def skip_what_is_unsupported(model: PreTrainedModel, policy: str) -> None:
-    if policy.startswith("cake-reference") and model is shared_model("mistral-sliding"):
-        pytest.skip("CakeReference knows no sliding windows, and says so (see test_refusals)")
-
-
 def new_cache(model: PreTrainedModel, policy: str, **options: Any) -> CompressedCache:
-    skip_what_is_unsupported(model, policy)
     return CompressedCache(model, ALL_POLICIES[policy](), **options)

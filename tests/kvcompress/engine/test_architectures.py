@@ -31,9 +31,13 @@ SMALL_CACHE_SIZE = 16  # below SLIDING_WINDOW, so that sliding-window layers evi
 NAMES = list(ARCHITECTURES)
 ROWS = {"long": (LONG, 0), "below-cache": (MEDIUM, 2), "below-window": (SHORT, 3)}
 
-every_architecture = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=architecture_marks(name)) for name in NAMES]
-)
+
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    """Runs of an architecture are shared, so its tests stay in one worker."""
+    return [*architecture_marks(name), pytest.mark.xdist_group(f"architecture {name}")]
+
+
+every_architecture = pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in NAMES])
 
 
 @cache
@@ -107,7 +111,7 @@ def case(name: str, policy: str) -> Case:
 
 
 CASES = [
-    pytest.param(name, policy, id=f"{name}-{policy}", marks=architecture_marks(name))
+    pytest.param(name, policy, id=f"{name}-{policy}", marks=marks_of(name))
     for name, architecture in ARCHITECTURES.items()
     for policy in POLICIES
     if architecture.hybrid or not policy.endswith("sliding-too")

@@ -24,14 +24,14 @@ from tests.kvcompress.engine.helpers import (
 )
 from tests.kvcompress.engine.policies import (
     EVICTING_POLICIES,
+    NO_EVICTION_POLICIES,
     WINDOW,
+    every_pair,
     new_cache,
-    with_eviction,
-    without_eviction,
 )
 
 
-@without_eviction
+@every_pair(NO_EVICTION_POLICIES)
 @pytest.mark.parametrize("chunk", [1, 7, LONG - 1, LONG])
 def test_chunked_prefill_equals_unchunked_without_eviction(model: PreTrainedModel, policy: str, chunk: int) -> None:
     expected = greedy(model, full_cache(model), prompt(LONG))
@@ -39,7 +39,7 @@ def test_chunked_prefill_equals_unchunked_without_eviction(model: PreTrainedMode
     torch.testing.assert_close(got, expected)
 
 
-@with_eviction
+@every_pair(EVICTING_POLICIES)
 @pytest.mark.parametrize("chunk", [7, 32])
 def test_chunked_prefill_with_eviction_keeps_the_window(model: PreTrainedModel, policy: str, chunk: int) -> None:
     cache = new_cache(model, policy)
@@ -51,7 +51,7 @@ def test_chunked_prefill_with_eviction_keeps_the_window(model: PreTrainedModel, 
             assert sorted(head)[-WINDOW:] == list(range(LONG + STEPS - 1 - WINDOW, LONG + STEPS - 1))
 
 
-@pytest.mark.parametrize("policy", ["full", *EVICTING_POLICIES])
+@every_pair(["full", *EVICTING_POLICIES])
 def test_blocks_of_a_padded_batch_equal_rows_alone(model: PreTrainedModel, policy: str) -> None:
     rows = [prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)]
     ids, mask = left_padded(rows)
@@ -104,7 +104,7 @@ def policy_scores(model: PreTrainedModel, cut: int) -> torch.Tensor:
     return store.slots.scores[order][valid]
 
 
-@without_eviction
+@every_pair(NO_EVICTION_POLICIES)
 def test_padded_batch_given_token_by_token(model: PreTrainedModel, policy: str) -> None:
     ids, mask = left_padded([prompt(MEDIUM), prompt(SHORT, 2)])
     caches = (full_cache(model), new_cache(model, policy))
@@ -117,7 +117,7 @@ def test_padded_batch_given_token_by_token(model: PreTrainedModel, policy: str) 
         assert min(kept(caches[1], layer.layer_idx, 1)[0]) >= MEDIUM - SHORT
 
 
-@without_eviction
+@every_pair(NO_EVICTION_POLICIES)
 def test_second_turn_without_eviction_equals_fresh_cache(model: PreTrainedModel, policy: str) -> None:
     cache = new_cache(model, policy)
     conversation = torch.cat([greedy(model, cache, prompt(LONG)), prompt(20, 5)], dim=1)
@@ -125,7 +125,7 @@ def test_second_turn_without_eviction_equals_fresh_cache(model: PreTrainedModel,
     torch.testing.assert_close(greedy(model, cache, conversation), expected)
 
 
-@without_eviction
+@every_pair(NO_EVICTION_POLICIES)
 def test_second_turn_of_a_padded_batch_equals_fresh_cache(model: PreTrainedModel, policy: str) -> None:
     ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)])
     cache = new_cache(model, policy)
@@ -136,7 +136,7 @@ def test_second_turn_of_a_padded_batch_equals_fresh_cache(model: PreTrainedModel
     torch.testing.assert_close(greedy(model, cache, conversation, mask), expected)
 
 
-@with_eviction
+@every_pair(EVICTING_POLICIES)
 def test_second_turn_with_eviction_keeps_positions_absolute(model: PreTrainedModel, policy: str) -> None:
     cache = new_cache(model, policy)
     conversation = torch.cat([greedy(model, cache, prompt(LONG)), prompt(20, 5)], dim=1)

@@ -20,12 +20,13 @@ from tests.kvcompress.engine.helpers import (
     teacher_forced,
 )
 from tests.kvcompress.engine.policies import (
-    any_policy,
+    ALL_POLICIES,
+    every_pair,
     new_cache,
 )
 
 
-@any_policy
+@every_pair(ALL_POLICIES)
 def test_deepcopy_continues_identically_and_independently(model: PreTrainedModel, policy: str) -> None:
     cache = new_cache(model, policy)
     teacher_forced(model, cache, prompt(LONG), prompt(3, 1))
@@ -37,7 +38,7 @@ def test_deepcopy_continues_identically_and_independently(model: PreTrainedModel
     assert torch.equal(forward(model, twin, prompt(4, 2)), continued)
 
 
-@any_policy
+@every_pair(ALL_POLICIES)
 def test_reset_cache_equals_a_new_one(model: PreTrainedModel, policy: str) -> None:
     cache = new_cache(model, policy)
     ids, mask = left_padded([prompt(MEDIUM), prompt(SHORT)])
@@ -51,7 +52,7 @@ def test_reset_cache_equals_a_new_one(model: PreTrainedModel, policy: str) -> No
     )
 
 
-@any_policy
+@every_pair(ALL_POLICIES)
 @pytest.mark.parametrize("how", ["select", "mask", "repeat", "reorder"])
 def test_batch_operations_give_each_row_its_own_future(model: PreTrainedModel, policy: str, how: str) -> None:
     ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2), prompt(SHORT, 3)])

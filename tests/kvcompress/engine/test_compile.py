@@ -14,7 +14,7 @@ from kvcompress.kernels.dispatch import interpreting
 from tests.kvcompress.engine.architectures import needs_sharing, shared_model
 from tests.kvcompress.engine.helpers import LONG, MEDIUM, NO_EVICTION, SHORT, difference, forward, left_padded, prompt
 
-STEPS = 12 if interpreting() else 50
+STEPS = 12 if interpreting() else 20
 POLICIES: dict[str, Policy] = {
     "cake": Cake(cache_size=40, window_size=8),
     "cake-ema-sinks": Cake(cache_size=40, window_size=8, decode="ema", sink_tokens=3),

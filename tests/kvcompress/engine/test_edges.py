@@ -21,18 +21,18 @@ from tests.kvcompress.engine.helpers import (
     teacher_forced,
 )
 from tests.kvcompress.engine.policies import (
+    ALL_POLICIES,
     SMALL,
     WINDOW,
-    any_policy,
+    every_pair,
     new_cache,
-    skip_what_is_unsupported,
 )
 
 LENGTHS = {"one": 1, "two": 2, "below-window": WINDOW - 1, "window": WINDOW, "above-window": WINDOW + 1, "cache": 40}
 
 
 @pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
-@any_policy
+@every_pair(ALL_POLICIES)
 def test_short_prompts_lose_nothing(model: PreTrainedModel, policy: str, length: int) -> None:
     cache = new_cache(model, policy)
     expected = teacher_forced(model, full_cache(model), prompt(length), prompt(1, 1))
@@ -40,12 +40,12 @@ def test_short_prompts_lose_nothing(model: PreTrainedModel, policy: str, length:
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 40])
-@pytest.mark.parametrize("policy", ["cake", "snapkv", "cake_reference", "random", "streaming_llm"])
+@every_pair(["cake", "snapkv", "cake-reference", "random", "streaming-llm"])
 def test_window_of_one_and_no_budget(model: PreTrainedModel, policy: str, length: int) -> None:
-    skip_what_is_unsupported(model, policy.replace("_", "-"))
-    sinks = {"sink_tokens": 0} if policy == "streaming_llm" else {}
+    sinks = {"sink_tokens": 0} if policy == "streaming-llm" else {}
+    name = policy.replace("-", "_")
     for cache_size in (1, 2, 5):
-        cache = CompressedCache(model, make_policy(policy, cache_size=cache_size, window_size=1, **sinks))
+        cache = CompressedCache(model, make_policy(name, cache_size=cache_size, window_size=1, **sinks))
         logits = teacher_forced(model, cache, prompt(length), prompt(STEPS, 1))
         assert torch.isfinite(logits).all()
         counts = [len(kept(cache, layer.layer_idx)[0]) for layer in cache.compressed_layers]
@@ -84,7 +84,7 @@ def test_sinks_of_a_sliding_layer_leave_with_the_window() -> None:
         assert kept(plain, layer.layer_idx) == kept(sinks, layer.layer_idx)
 
 
-@pytest.mark.parametrize("policy", ["full", "cake-large"])
+@every_pair(["full", "cake-large"])
 def test_holes_in_the_attention_mask(model: PreTrainedModel, policy: str) -> None:
     mask = torch.ones(2, LONG, dtype=torch.long)
     mask[0, 20:30] = 0
@@ -108,7 +108,7 @@ def test_holes_are_never_kept(llama: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("every", [2, 3, 100])
-@pytest.mark.parametrize("policy", ["cake", "cake-ema", "snapkv"])
+@every_pair(["cake", "cake-ema", "snapkv"])
 def test_cascading_less_often_keeps_the_same_tokens(model: PreTrainedModel, policy: str, every: int) -> None:
     ids, mask = left_padded([prompt(LONG), prompt(MEDIUM, 2)])
     forced = torch.cat([prompt(STEPS, 1), prompt(STEPS, 2)])

@@ -26,7 +26,9 @@ from tests.kvcompress.engine.helpers import (
     teacher_forced,
 )
 from tests.kvcompress.engine.policies import (
+    NO_EVICTION_POLICIES,
     any_policy,
+    every_pair,
     new_cache,
     with_eviction,
     without_eviction,
@@ -34,7 +36,7 @@ from tests.kvcompress.engine.policies import (
 from tests.kvcompress.engine.threads import check_generates_at_once
 
 
-@without_eviction
+@every_pair(NO_EVICTION_POLICIES)
 def test_beam_search_without_eviction_equals_dynamic_cache(model: PreTrainedModel, policy: str) -> None:
     ids, mask = left_padded([prompt(MEDIUM), prompt(SHORT, 3)])
     expected = greedy(model, full_cache(model), ids, mask, num_beams=3)
