@@ -73,26 +73,39 @@ def collect(chosen: Sequence[str], targets: Sequence[str]) -> tuple[list[Job], l
     return jobs, list(dict.fromkeys(problems))
 
 
-def held_to_budget(outcomes: Sequence[Outcome], version: str, *, update: bool, whole: bool) -> list[str]:
-    """Compares outcomes with the budget, or writes it.
+def renewed(outcomes: Sequence[Outcome], keys: Sequence[str], version: str, *, whole: bool) -> list[str]:
+    """Writes budget and record.
+
+    Args:
+        outcomes: of the run.
+        keys: of their jobs.
+        version: of Triton.
+        whole: the run compiled everything.
+
+    Returns:
+        What is wrong, and nothing is written then.
+    """
+    try:
+        write_budget(updated(read_budget(), outcomes, version, whole=whole))
+    except ValueError as error:
+        return [str(error)]
+    write_record({**({} if whole else read_record()), **recorded(outcomes, keys)})
+    _say(f"aot: wrote {BUDGET.name} and {RECORD.name}")
+    return []
+
+
+def held_to_budget(outcomes: Sequence[Outcome], version: str, *, whole: bool) -> list[str]:
+    """Compares outcomes with the budget.
 
     Args:
         outcomes: of the run.
         version: of Triton.
-        update: write the budget in place of comparing.
         whole: the run compiled everything.
 
     Returns:
         One line per excess.
     """
     budget = read_budget()
-    if update:
-        try:
-            write_budget(updated(budget, outcomes, version, whole=whole))
-        except ValueError as error:
-            return [str(error)]
-        _say(f"aot: wrote {BUDGET.name}")
-        return []
     if budget.triton and not budget.binds(version):
         _say(f"aot: the budget is of Triton {budget.triton}; Triton {version} is held to the hard limits only")
         return []
@@ -130,10 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems += over_limits(outcomes)
     problems += contradictions(outcomes, keys, record)
     whole = not (options.target or options.operation)
-    problems += held_to_budget(outcomes, triton.__version__, update=options.update_budget, whole=whole)
     if options.update_budget:
-        write_record({**({} if whole else read_record()), **recorded(outcomes, keys)})
-        _say(f"aot: wrote {RECORD.name}")
+        problems += renewed(outcomes, keys, triton.__version__, whole=whole)
+    else:
+        problems += held_to_budget(outcomes, triton.__version__, whole=whole)
     _say(text_table(outcomes))
     if options.table:
         options.table.write_text(markdown_table(outcomes, triton.__version__, len(problems)), encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 from kvcompress.kernels import aot, aot_compile
 from kvcompress.kernels.aot_budget import Budget, over_limits, read_budget, write_budget
 from kvcompress.kernels.aot_compile import Job, Resources, attributes_of, compile_all, compile_job, resources_of
+from kvcompress.kernels.aot_record import read_record, write_record
 from kvcompress.kernels.tiles import ARCHITECTURES
 from tests.kernels.aot_examples import broken_kernel, compiles, configuration, job, outcome
 from tests.source_tree import ROOT
@@ -129,9 +130,26 @@ class TestCommand:
     ) -> None:
         write_budget(Budget(triton="3.6.0"), tmp_path / "budget.json")
         monkeypatch.setattr(aot, "read_budget", lambda: read_budget(tmp_path / "budget.json"))
-        assert aot.held_to_budget([outcome()], "3.7.1", update=False, whole=True) == []
+        assert aot.held_to_budget([outcome()], "3.7.1", whole=True) == []
         assert "the budget is of Triton 3.6.0; Triton 3.7.1 is held to the hard limits only" in capsys.readouterr().out
-        assert aot.held_to_budget([outcome()], "3.6.0", update=False, whole=True) != []
+        assert aot.held_to_budget([outcome()], "3.6.0", whole=True) != []
+
+    @compiles
+    def test_part_of_another_version_renews_nothing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        budget, record = tmp_path / "budget.json", tmp_path / "record.json"
+        monkeypatch.setattr(aot, "read_budget", lambda: read_budget(budget))
+        monkeypatch.setattr(aot, "write_budget", lambda found: write_budget(found, budget))
+        monkeypatch.setattr(aot, "read_record", lambda: read_record(record))
+        monkeypatch.setattr(aot, "write_record", lambda found: write_record(found, record))
+        assert aot.renewed([outcome()], ["one"], "3.7.1", whole=True) == []
+        before = budget.read_bytes(), record.read_bytes()
+        (line,) = aot.renewed([outcome(block=256)], ["two"], "3.9.0", whole=False)
+        assert "a part of it cannot be updated alone" in line
+        assert (budget.read_bytes(), record.read_bytes()) == before
+        assert aot.renewed([outcome(block=256)], ["two"], "3.7.1", whole=False) == []
+        assert set(read_record(record)) == {"one", "two"}
+        assert aot.renewed([outcome(block=256)], ["two"], "3.9.0", whole=True) == []
+        assert set(read_record(record)) == {"two"}
 
     @compiles
     @pytest.mark.slow
