@@ -142,8 +142,8 @@ def _decode_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     On an H200 blocks of 128 slots on eight warps take a quarter less time.
 
     What spills is left out: float32 ("ieee" products are plain multiplications) with more than 16 slots or heads; on
-    gfx942, 32 heads, 32 slots of heads over 128, and a pipeline for heads over 256; anywhere, four warps for heads over
-    128, and more than 16 slots for those over 256.
+    gfx942, 32 heads and 32 slots of heads over 128; anywhere, more than 16 slots for heads over 256, and four warps for
+    those over 128. On gfx942 those over 256 are the other way round in 16 bits: eight warps spill.
     """
     wide, amd, vast = head_dim > 128, architecture == "gfx942", head_dim > 256
     roomy = itemsize == 2 and not wide and not amd
@@ -153,8 +153,8 @@ def _decode_rule(architecture: str, itemsize: int, head_dim: int, group: int, wi
     return Tile(
         block_n=16 if itemsize == 4 or (wide and amd) or vast else 32,
         heads=min(power_of_two(group, 16), 32 if roomy else 16),
-        warps=8 if wide else 4,
-        stages=1 if vast and amd and itemsize == 2 else 2,
+        warps=8 if wide and not (vast and amd and itemsize == 2) else 4,
+        stages=2,
     )
 
 
