@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Final
 
 from kvcompress.kernels.configuration import COMPILE_OPTIONS, Configuration
@@ -140,20 +141,25 @@ def compiled(job: Job) -> Any:
     return triton.compile(source, target=target, options=options)
 
 
-def cache_key(job: Job) -> str:
-    """The key under which Triton keeps a job's machine code: all that decides it.
+def compile_key(job: Job) -> str:
+    """All that decides a job's machine code, which is what Triton's own cache goes by.
+
+    Other than there, it does not matter in which folder Triton is installed (options for AMD name device libraries).
 
     Raises:
         ValueError: signature and constants do not cover the kernel's arguments, each once.
     """
+    import triton
     from triton._C.libtriton import get_cache_invalidating_env_vars
     from triton.compiler.compiler import make_backend
-    from triton.runtime.cache import get_cache_key
+    from triton.runtime.cache import triton_key
 
     source, target, options = _source_of(job)
     backend = make_backend(target)
-    key: str = get_cache_key(source, backend, backend.parse_options(options), get_cache_invalidating_env_vars())
-    return key
+    chosen = repr(sorted(vars(backend.parse_options(options)).items()))
+    chosen = chosen.replace(str(Path(triton.__file__).parent), "triton")
+    environment = sorted(get_cache_invalidating_env_vars().items())
+    return f"{triton_key()}-{source.hash()}-{backend.hash()}-{chosen}-{environment}"
 
 
 def _source_of(job: Job) -> tuple[Any, Any, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """What compiles have given before (``aot_record.json``), so that a run may leave out what would give the same.
 
-A compile's key is the one of Triton's own cache: the source of a kernel and of all that it calls, arguments, options,
-target, Triton's files and the environment variables that it heeds. Equal keys give equal machine code, so a result
-holds for as long as its key does; what has another key is compiled.
+A compile's key is made of what Triton's own cache goes by: the source of a kernel and of all that it calls, arguments,
+options, target, Triton's files and the environment variables that it heeds. Equal keys give equal machine code, so a
+result holds for as long as its key does; what has another key is compiled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from kvcompress.kernels.aot_compile import Job, Outcome, Resources, cache_key, compile_all
+from kvcompress.kernels.aot_compile import Job, Outcome, Resources, compile_all, compile_key
 
 RECORD: Final[Path] = Path(__file__).with_name("aot_record.json")
 CHECKED: Final = 16  # of so many recorded results one is compiled all the same
@@ -92,7 +92,7 @@ def _to_take_over(jobs: Sequence[Job], keys: Sequence[str], record: Record) -> s
 
 def _key_of(job: Job) -> str:
     try:
-        return sha256(cache_key(job).encode()).hexdigest()[:_KEY_LENGTH]
+        return sha256(compile_key(job).encode()).hexdigest()[:_KEY_LENGTH]
     except Exception:  # compiling it fails as well, and says why
         return ""
 
