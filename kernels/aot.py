@@ -25,8 +25,9 @@ from kvcompress.kernels.aot_budget import (
     updated,
     write_budget,
 )
-from kvcompress.kernels.aot_compile import Job, Outcome
+from kvcompress.kernels.aot_compile import Outcome
 from kvcompress.kernels.aot_coverage import ambiguous, configurations_of, jobs_of, operations, uncovered
+from kvcompress.kernels.aot_job import Job
 from kvcompress.kernels.aot_record import (
     RECORD,
     compile_the_rest,

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from kvcompress.kernels.aot_compile import Job, Outcome, Resources
+from kvcompress.kernels.aot_compile import Outcome
+from kvcompress.kernels.aot_job import Job
+from kvcompress.kernels.aot_resources import Resources
 
 BUDGET: Final[Path] = Path(__file__).with_name("aot_budget.json")
 # Bytes of shared memory that one program may take: 163, 227, 227 and 64 KB.

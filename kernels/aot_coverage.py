@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from kvcompress.kernels.aot_compile import Job
+from kvcompress.kernels.aot_job import Job
 from kvcompress.kernels.configuration import Configuration
 
 FOLDER = Path(__file__).parent

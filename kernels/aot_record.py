@@ -14,7 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from kvcompress.kernels.aot_compile import Job, Outcome, Resources, compile_all, compile_key
+from kvcompress.kernels.aot_compile import Outcome, compile_all
+from kvcompress.kernels.aot_job import Job, compile_key
+from kvcompress.kernels.aot_resources import Resources
 
 RECORD: Final[Path] = Path(__file__).with_name("aot_record.json")
 CHECKED: Final = 16  # of so many recorded results one is compiled all the same

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from kvcompress.kernels.aot import why_not_here
-from kvcompress.kernels.aot_compile import Job, Outcome, Resources
+from kvcompress.kernels.aot_compile import Outcome
+from kvcompress.kernels.aot_job import Job
+from kvcompress.kernels.aot_resources import Resources
 from kvcompress.kernels.configuration import Configuration
 
 triton = pytest.importorskip("triton")

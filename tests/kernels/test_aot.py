@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvcompress.kernels import aot, aot_compile
+from kvcompress.kernels import aot, aot_compile, aot_resources
 from kvcompress.kernels.aot_budget import Budget, over_limits, read_budget, write_budget
-from kvcompress.kernels.aot_compile import Job, Resources, attributes_of, compile_all, compile_job, resources_of
+from kvcompress.kernels.aot_compile import compile_all, compile_job
+from kvcompress.kernels.aot_job import Job, attributes_of
 from kvcompress.kernels.aot_record import read_record, write_record
+from kvcompress.kernels.aot_resources import Resources, resources_of
 from kvcompress.kernels.tiles import ARCHITECTURES
 from tests.kernels.aot_examples import broken_kernel, compiles, configuration, job, outcome
 from tests.source_tree import ROOT
@@ -79,7 +81,7 @@ class TestResources:
 
     def test_nvidia_figures_are_the_largest_of_all_functions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         text = "Function a:\n  REG:40 STACK:8 SHARED:0 LOCAL:0\nFunction b:\n  REG:32 STACK:24 SHARED:0 LOCAL:4\n"
-        monkeypatch.setattr(aot_compile, "_cuobjdump", lambda cubin: text)
+        monkeypatch.setattr(aot_resources, "_cuobjdump", lambda cubin: text)
         kernel = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=0))
         assert resources_of(kernel) == Resources(registers=40, shared=0, stack=24, spills=4)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvcompress.kernels import aot, aot_coverage, aot_report
-from kvcompress.kernels.aot_compile import attributes_of
+from kvcompress.kernels.aot_job import attributes_of
 from kvcompress.kernels.tiles import ARCHITECTURES
 from tests.kernels.aot_examples import compiles, job, outcome
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvcompress.kernels import aot_compile, aot_record
-from kvcompress.kernels.aot_compile import Job, Outcome, Resources, compile_job
+from kvcompress.kernels.aot_compile import Outcome, compile_job
+from kvcompress.kernels.aot_job import Job, compile_key
 from kvcompress.kernels.aot_record import (
     CHECKED,
     compile_the_rest,
@@ -17,6 +18,7 @@ from kvcompress.kernels.aot_record import (
     recorded,
     write_record,
 )
+from kvcompress.kernels.aot_resources import Resources
 from kvcompress.kernels.tiles import ARCHITECTURES
 from tests.kernels.aot_examples import broken_kernel, compiles, configuration, job, outcome, triton
 
@@ -51,7 +53,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("target", ARCHITECTURES)
     def test_key_does_not_tell_where_triton_is_installed(self, target: str) -> None:
-        key = aot_compile.compile_key(job(target))
+        key = compile_key(job(target))
         assert not any(parent in key for parent in {str(Path(triton.__file__).parent), sys.prefix})
 
     def test_environment_that_the_compiler_heeds_changes_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
