@@ -95,6 +95,8 @@ def _to_take_over(jobs: Sequence[Job], keys: Sequence[str], record: Record) -> s
 def _key_of(job: Job) -> str:
     try:
         return sha256(compile_key(job).encode()).hexdigest()[:_KEY_LENGTH]
+    except ImportError:  # a version of Triton that keeps its cache in another way: nothing could be recorded
+        raise
     except Exception:  # compiling it fails as well, and says why
         return ""
 
